@@ -1,0 +1,85 @@
+"""cmd/*.sh: 段の順序、Hydra の上書きの受け渡し、失敗の伝え方。"""
+
+from __future__ import annotations
+
+import pytest
+
+RECORD_ONLY = 'case "$*" in *"${STUB_FAILS:-@none@}"*) exit 3 ;; esac\nexit 0'
+STAGES = ["run_teacher", "run_student_baseline", "run_distill", "run_eval_all"]
+
+
+@pytest.fixture
+def project(sandbox, fake_venv):
+    """The commands, with the set-up and the interpreter recorded only."""
+    fake_venv(RECORD_ONLY)
+    (sandbox.root / "env_shell/setup.sh").write_text(
+        f'printf "setup\\t%s\\n" "$@" >>"{sandbox.calls_file}"\n'
+    )
+    return sandbox
+
+
+def stages(project) -> list[tuple[str, list[str]]]:
+    return [(row[2].removeprefix("src.exp."), row[3:]) for row in project.calls("python")]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_one_stage_passes_overrides_through(project, name):
+    overrides = ["dataset=movielens", "dataset.raw_dir=/a b/c", "+x=[1,2]"]
+    result = project.run(f"cmd/{name}.sh", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert project.calls()[0] == ["setup", "--quiet"]
+    assert stages(project) == [(name, overrides)]
+
+
+def test_run_all_in_order_with_a_control_teacher(project):
+    overrides = [
+        "dataset=movielens",
+        "teacher.lr=1e-3",
+        "teacher/llm=local",
+        "++teacher.x=1",
+        "~teacher.y",
+        "teacher_note=1",
+    ]
+    result = project.run("cmd/run_all.sh", *overrides)
+    assert result.returncode == 0, result.stderr
+    skip = ["skip_if_done=true"]
+    assert stages(project) == [
+        ("run_teacher", skip + overrides),
+        ("run_teacher", ["teacher=knn", *skip, "dataset=movielens", "teacher_note=1"]),
+        ("run_student_baseline", skip + overrides),
+        ("run_distill", skip + overrides),
+        ("run_eval_all", overrides),
+    ]
+
+
+def test_run_all_without_overrides(project):
+    assert project.run("cmd/run_all.sh").returncode == 0
+    assert [name for name, _ in stages(project)] == ["run_teacher", *STAGES]
+
+
+def test_run_all_stops_at_the_failing_stage(project):
+    result = project.run("cmd/run_all.sh", STUB_FAILS="src.exp.run_student_baseline")
+    assert result.returncode == 3
+    assert "run_student_baseline" in result.stderr.splitlines()[-1]
+    assert stages(project)[-1][0] == "run_student_baseline"
+
+
+def test_a_failed_set_up_runs_nothing(project):
+    (project.root / "env_shell/setup.sh").write_text("exit 1\n")
+    assert project.run("cmd/run_all.sh").returncode == 1
+    assert project.calls() == []
+
+
+def test_test_command_runs_every_check_and_names_all_failures(project):
+    tools = project.root / ".venv/bin"
+    project.stub("shellcheck", "exit 1", tools)
+    for name in ("shfmt", "hadolint"):
+        project.stub(name, "", tools)
+    result = project.run("cmd/test.sh", "-k", "a b", STUB_FAILS="black")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "test: 失敗: shellcheck black"
+    assert project.calls("python")[-1][1:] == ["-m", "pytest", "-q", "-k", "a b"]
+    assert project.run("cmd/test.sh").returncode == 1
+
+    project.stub("shellcheck", "", tools)
+    assert project.run("cmd/test.sh").returncode == 0
