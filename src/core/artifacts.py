@@ -1,0 +1,188 @@
+"""Files that other stages read: fingerprints, atomic folders, manifests with hashes, locks.
+
+A folder is written under a temporary name beside its final one, its `manifest.json` last, every
+file synced, then renamed: a folder without a manifest is never a result.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.core.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(payload: Any) -> str:
+    """12 hex digits of the SHA-256 of `payload` in canonical JSON."""
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name once the block has ended well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        yield tmp
+        _fsync(tmp)
+        os.replace(tmp, path)
+        _fsync(path.parent)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with writing(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing", "the file of a completed run", "the run that writes it"
+        ) from None
+    except (ValueError, OSError) as e:
+        raise UserError(
+            f"{path} cannot be read: {e}", "a JSON file", "delete its folder and run again"
+        ) from None
+
+
+def save_npy(path: Path, array: np.ndarray) -> None:
+    with writing(path) as tmp, open(tmp, "wb") as f:
+        np.save(f, array, allow_pickle=False)
+
+
+def load_npy(path: Path, mmap: bool = False) -> np.ndarray:
+    """Raises UserError when the file is missing, truncated or holds objects."""
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise UserError(
+            f"{path} cannot be read: {e}", "a complete .npy file", "delete its folder and run again"
+        ) from None
+
+
+@contextmanager
+def artifact_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well (the block writes the manifest).
+
+    When another process finished the same artifact first, its folder is kept: the two are
+    identical by determinism.
+    """
+    tmp = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    try:
+        yield tmp
+        if not (tmp / MANIFEST).is_file():
+            raise RuntimeError(f"{path}: no manifest was written")
+        publish(tmp, path)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def publish(tmp: Path, path: Path) -> None:
+    """Sync a finished folder and give it its final name."""
+    for file in sorted(tmp.rglob("*")):
+        _fsync(file)
+    _fsync(tmp)
+    if path.exists() and not (path / MANIFEST).is_file():
+        shutil.rmtree(path)  # the remains of a crash: never a result
+    try:
+        os.rename(tmp, path)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (path / MANIFEST).is_file():
+            raise
+    _fsync(path.parent)
+
+
+def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write `manifest.json` with `fields` and the SHA-256 of every other file below `folder`."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    files = {name: sha256_file(folder / name) for name in names if name != MANIFEST}
+    write_json(folder / MANIFEST, {**fields, "files": files})
+
+
+def is_complete(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def load_manifest(folder: Path, expect: Mapping[str, Any], fix: str) -> dict[str, Any]:
+    """The manifest of `folder`, after checking the fields of `expect` and the hash of every file.
+
+    Raises:
+        UserError: the manifest is missing or malformed, a field differs (both values are named), a
+            file is missing or its bytes changed.
+    """
+    if not is_complete(folder):
+        raise UserError(f"{folder} has no {MANIFEST}", "a completed artifact", fix)
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise UserError(f"{folder / MANIFEST} has no list of files", "a manifest of this project", fix)
+    for key, value in expect.items():
+        if manifest.get(key) != value:
+            raise UserError(f"{folder}: {key} is {manifest.get(key)!r}", repr(value), fix)
+    for name, digest in manifest["files"].items():
+        file = (folder / name).resolve()
+        if not file.is_relative_to(folder.resolve()) or not file.is_file():
+            raise UserError(f"{folder}: {name} is missing", "every file of the manifest", fix)
+        if sha256_file(file) != digest:
+            raise UserError(
+                f"{file} does not have the hash of its manifest", digest, f"delete {folder}, or {fix}"
+            )
+    return manifest
+
+
+@contextmanager
+def lock(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Hold an exclusive lock for the artifact at `path`; a second process waits (and says so)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = path.with_name(f".{path.name}.lock")
+    with open(lock_file, "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process is writing {path}: waiting for it")
+            started = time.monotonic()
+            fcntl.flock(f, fcntl.LOCK_EX)
+            say(f"waited {time.monotonic() - started:.0f} s")
+        yield
+
+
+def now() -> str:
+    """The time as ISO 8601 with its zone, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,163 @@
+"""A generated log whose item groups can be read in the titles (the offline default dataset).
+
+Ids are hard to learn from it (few interactions per item), text is not, so that a model that reads
+titles has something to teach one that does not. The process, all from `dataset.demo.seed`:
+
+- Items belong to groups (a theme: its nouns and adjectives are in the title) and to moods, which
+  all groups share (one more adjective, also in the title). Popularity within a group is Zipf.
+- A user has a current group and a mood. Each step keeps the group, moves to one of its two
+  successors (a sparse transition between groups), or anywhere; the mood drifts slowly.
+- The next item is drawn from the current group by popularity times a preference for the user's
+  mood, without repeats.
+- A share of the items is released late: they are rare in training and cold for many users.
+- Users arrive through the first ten months of a year; gaps between interactions are exponential.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from src.core.datasets import RawLog
+from src.core.seed import numpy_stream
+
+if TYPE_CHECKING:
+    from src.core.data_utils import DatasetConfig, DemoConfig
+
+# One line per theme: adjectives; nouns. Neighbours share a word or two on purpose.
+_THEMES = [
+    ("Stellar Orbital Lunar Cosmic Galactic", "Comet Rocket Nebula Planet Voyage Signal Station Star Engine"),
+    ("Sunken Tidal Salty Coastal Deep", "Harbor Lighthouse Whale Anchor Voyage Reef Captain Island Storm"),
+    ("Haunted Cursed Ghostly Hollow Pale", "Manor Crypt Specter Lantern Graveyard Curse Raven Cellar Storm"),
+    ("Royal Noble Gallant Ancient Crowned", "Knight Castle Throne Sword Queen Dragon Banner Raven Oath"),
+    ("Tender Blushing Beloved Secret Sweet", "Kiss Letter Wedding Rose Heart Garden Sweetheart Promise Oath"),
+    ("Frozen Alpine Snowy Northern Icy", "Glacier Summit Wolf Avalanche Cabin Sled Ridge Storm Expedition"),
+    (
+        "Criminal Crooked Smoking Corrupt Wanted",
+        "Detective Alibi Heist Witness Evidence Gangster Safe Case Letter",
+    ),
+    ("Dusty Western Lonesome Prairie Outlaw", "Saddle Sheriff Canyon Ranch Cowboy Revolver Trail Horse Wolf"),
+    (
+        "Digital Neon Electric Virtual Binary",
+        "Hacker Android Network Circuit Machine Code Robot Signal Engine",
+    ),
+    (
+        "Tropical Wild Jungle Verdant Untamed",
+        "Tiger River Temple Parrot Vine Expedition Monkey Waterfall Island",
+    ),
+    ("Culinary Savory Spicy Golden Roasted", "Kitchen Chef Recipe Banquet Pepper Bakery Feast Tavern Garden"),
+    (
+        "Athletic Winning Olympic Tireless Champion",
+        "Stadium Coach Marathon Trophy Boxer Racer Goal Referee Heart",
+    ),
+    (
+        "Musical Melodic Jazzy Lyrical Acoustic",
+        "Piano Singer Ballad Orchestra Drummer Chorus Violin Encore Rose",
+    ),
+    (
+        "Military Armored Fallen Brave Marching",
+        "Soldier Battalion Trench Bunker Admiral Siege Medal Sword Banner",
+    ),
+    (
+        "Mystic Arcane Enchanted Spellbound Magical",
+        "Wizard Potion Sorcerer Rune Familiar Dragon Tome Crystal Temple",
+    ),
+    (
+        "Political Diplomatic Loyal Treacherous Public",
+        "Senator Election Ballot Scandal Treaty Embassy Speech Case Throne",
+    ),
+]
+_MOODS = ["Bright", "Dark", "Quiet", "Furious", "Strange", "Gentle"]
+MAX_GROUPS = len(_THEMES)
+
+_STAY, _SUCCESSOR, _MOOD_DRIFT, _MOOD_WEIGHT = 0.55, 0.21, 0.05, 4.0
+_ZIPF, _LATE_SHARE, _YEAR_START, _DAY = 0.8, 0.08, 1_577_836_800, 86_400
+
+
+def files(raw_dir: Path) -> list[Path]:
+    """None: the settings alone determine the log."""
+    return []
+
+
+def read(raw_dir: Path, config: DatasetConfig) -> RawLog:
+    assert config.demo is not None  # DatasetConfig.problems
+    demo = config.demo
+    group, mood, titles = _items(demo)
+    users, items, times = _walks(demo, group, mood)
+    order = np.lexsort((users, times))
+    return RawLog(
+        users=users[order] + 1,
+        items=items[order] + 1,
+        timestamps=times[order],
+        ratings=None,
+        titles=pd.Series(titles, index=np.arange(1, demo.items + 1)),
+    )
+
+
+def _items(demo: DemoConfig) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Group [N] and mood [N] of every item, and its title "Mood Adjective Noun"."""
+    rng = numpy_stream(demo.seed, "demo", "items")
+    group = rng.permutation(np.arange(demo.items) % demo.groups)
+    mood = rng.integers(len(_MOODS), size=demo.items)
+    titles: list[str] = []
+    taken: dict[str, int] = {}
+    for g, m in zip(group, mood, strict=True):
+        adjectives, nouns = (words.split() for words in _THEMES[g])
+        title = f"{_MOODS[m]} {rng.choice(adjectives)} {rng.choice(nouns)}"
+        taken[title] = taken.get(title, 0) + 1
+        titles.append(title if taken[title] == 1 else f"{title} {taken[title]}")  # a sequel, as in "Alien 2"
+    return group, mood, titles
+
+
+def _walks(
+    demo: DemoConfig, group: np.ndarray, mood: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All users' interactions (users, items from 0, seconds), one step of all users at a time."""
+    rng = numpy_stream(demo.seed, "demo", "users")
+    # Members of each group, padded with -1; rank in a random order gives the popularity.
+    size = -(-demo.items // demo.groups)
+    members = np.full((demo.groups, size), -1)
+    for g in range(demo.groups):
+        own = rng.permutation(np.flatnonzero(group == g))
+        members[g, : len(own)] = own
+    log_weight = np.broadcast_to(-_ZIPF * np.log(np.arange(1, size + 1)), members.shape)
+    late = rng.random(demo.items) < _LATE_SHARE
+    released = np.where(late, rng.uniform(0.6, 0.95, demo.items) * 365 * _DAY, 0.0)
+    successors = np.stack([rng.permutation(demo.groups)[:2] for _ in range(demo.groups)])
+
+    lengths = 4 + rng.geometric(1 / max(demo.interactions_per_user - 3, 1), demo.users) - 1
+    lengths = np.minimum(lengths, min(5 * demo.interactions_per_user, demo.items // 2))
+    now = rng.uniform(0, 300 * _DAY, demo.users)
+    taste = rng.integers(demo.groups, size=demo.users)
+    user_mood = rng.integers(len(_MOODS), size=demo.users)
+    seen = np.zeros((demo.users, demo.items + 1), dtype=bool)
+    seen[:, -1] = True  # the padding of `members`
+
+    out = []
+    for step in range(lengths.max()):
+        u = np.flatnonzero(lengths > step)
+        n = len(u)
+        if step:
+            roll, second = rng.random(n), rng.integers(2, size=n)
+            taste[u] = np.where(roll < _STAY, taste[u], successors[taste[u], second])
+            jump = roll >= _STAY + 2 * _SUCCESSOR
+            taste[u[jump]] = rng.integers(demo.groups, size=jump.sum())
+            drift = rng.random(n) < _MOOD_DRIFT
+            user_mood[u[drift]] = rng.integers(len(_MOODS), size=drift.sum())
+        now[u] += rng.exponential(1.5 * _DAY, n)
+        candidates = members[taste[u]]
+        score = log_weight[taste[u]] + rng.gumbel(size=candidates.shape)  # Gumbel-max: a weighted draw
+        score += np.log(_MOOD_WEIGHT) * (mood[candidates] == user_mood[u, None])
+        open_ = ~seen[u[:, None], candidates] & (released[candidates] <= now[u, None])
+        score[~open_] = -np.inf
+        best = score.argmax(axis=1)
+        # A user who has seen a whole group skips this step.
+        drawn = open_[np.arange(n), best]
+        item = candidates[np.arange(n), best][drawn]
+        seen[u[drawn], item] = True
+        out.append((u[drawn], item, (_YEAR_START + now[u[drawn]]).astype(np.int64)))
+    users, items, times = (np.concatenate(part) for part in zip(*out, strict=True))
+    return users, items, times

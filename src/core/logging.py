@@ -1,0 +1,92 @@
+"""Log lines and progress: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
+_LINE_EVERY_S = 15.0
+
+
+class _NoSecrets(logging.Filter):
+    """Replaces hub tokens, which libraries put into their messages."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = _SECRET.sub("hf_***", record.getMessage()), ()
+        return True
+
+
+class _OneLine(logging.Formatter):
+    """Console format: the traceback goes to `run.log` only."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record = logging.makeLogRecord(
+            {**record.__dict__, "exc_info": None, "exc_text": None, "stack_info": None}
+        )
+        return super().format(record)
+
+
+def get_logger(name: str) -> logging.Logger:
+    return logging.getLogger(name)
+
+
+def setup_logging(log_file: Path | None, quiet: bool = False) -> None:
+    """Send INFO and above to the terminal (without tracebacks) and everything to `log_file`.
+
+    Args:
+        log_file: the run's `run.log`; None writes no file.
+        quiet: only warnings on the terminal (processes other than rank 0).
+    """
+    root = logging.getLogger()
+    close_logging()
+    root.setLevel(logging.INFO)
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.WARNING if quiet else logging.INFO)
+    console.setFormatter(_OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
+    handlers: list[logging.Handler] = [console]
+    if log_file is not None:
+        file = logging.FileHandler(log_file, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+    for handler in handlers:
+        handler.addFilter(_NoSecrets())
+        root.addHandler(handler)
+
+
+def close_logging() -> None:
+    """Close what `setup_logging` opened (a process may run several stages)."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if any(isinstance(f, _NoSecrets) for f in handler.filters):
+            root.removeHandler(handler)
+            handler.close()
+
+
+def progress(
+    items: Iterable[T], description: str, total: int | None = None, unit: str = "batch"
+) -> Iterator[T]:
+    """Iterate with a bar on a terminal; elsewhere a line at most every 15 s, with rate and time left."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        with logging_redirect_tqdm():
+            yield from tqdm(items, desc=description, total=total, unit=unit, leave=False, dynamic_ncols=True)
+        return
+    log, started = get_logger("progress"), time.monotonic()
+    last = started
+    for done, item in enumerate(items, start=1):
+        yield item
+        if (now := time.monotonic()) - last >= _LINE_EVERY_S:
+            last, rate = now, done / (now - started)
+            left = f", {(total - done) / rate:.0f} s left" if total else ""
+            log.info("%s: %d/%s %s, %.1f/s%s", description, done, total or "?", unit, rate, left)

@@ -1,0 +1,47 @@
+"""Every place of the repository that more than one module needs (the only owner of path rules).
+
+The root is taken from this file's position: Hydra changes the working directory of a run
+(`hydra.job.chdir`), so nothing else may rely on relative paths.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+
+
+def data_root() -> Path:
+    """`data/`, or the folder named by the environment variable ANYO_DATA_ROOT (tests use it)."""
+    return Path(os.environ.get("ANYO_DATA_ROOT", ROOT / "data"))
+
+
+def result_root() -> Path:
+    """`result/`, or the folder named by the environment variable ANYO_RESULT_ROOT (tests use it)."""
+    return Path(os.environ.get("ANYO_RESULT_ROOT", ROOT / "result"))
+
+
+def resolve(path: str | Path) -> Path:
+    """A path from a setting: absolute, or relative to the repository root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else (ROOT / path).resolve()
+
+
+def raw_dir(dataset: str) -> Path:
+    """Where a dataset's raw files lie when `dataset.raw_dir` is not set."""
+    return data_root() / "raw" / dataset
+
+
+def processed_dir(dataset: str, fp: str) -> Path:
+    return data_root() / "processed" / dataset / fp
+
+
+def model_dir(dataset: str, name: str, fp: str) -> Path:
+    """Models that other stages need (the frozen encoder, the tiny language model)."""
+    return data_root() / "models" / dataset / name / fp
+
+
+def teacher_output_dir(dataset: str, teacher: str, fp: str) -> Path:
+    return data_root() / "teacher_outputs" / dataset / teacher / fp
