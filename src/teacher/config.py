@@ -1,0 +1,304 @@
+"""Settings of the teachers (`conf/teacher/*.yaml`); nothing heavy is imported here.
+
+The class that a group is built into is chosen by its key `kind`: see `TEACHER_CONFIGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from src.core.artifacts import fingerprint
+from src.core.config import build, determining, setting
+from src.student.config import StudentConfig
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`teacher.export`: which rows go into the teacher-output store."""
+
+    top_k: int = setting("items listed per sample (K)", ge=1)
+    train_share: float = setting(
+        "share of the training samples that get a row (drawn by seed)", gt=0.0, le=1.0
+    )
+    shard_size: int = setting(
+        "samples per shard: bounds memory and the work lost by a kill", ge=1, in_fingerprint=False
+    )
+    batch_size: int = setting("samples per forward pass in export", ge=1, in_fingerprint=False)
+
+
+@dataclass(frozen=True)
+class TinyLLMConfig:
+    """The embedded LLM: a small Llama, pre-trained as a plain language model on the training split."""
+
+    vocab_size: int = setting("entries of the byte-level BPE vocabulary", ge=300)
+    hidden_size: int = setting("width H", ge=8)
+    intermediate_size: int = setting("width of the MLP", ge=8)
+    layers: int = setting("number of blocks", ge=1)
+    heads: int = setting("attention heads", ge=1)
+    context: int = setting("longest input in tokens", ge=16)
+    epochs: int = setting("passes over the training split's text", ge=0)
+    window: int = setting("tokens per pre-training row", ge=8)
+    batch_size: int = setting("rows per pre-training step", ge=1)
+    lr: float = setting("peak learning rate of pre-training (AdamW, 5 % warm-up, cosine)", gt=0.0)
+
+    def problems(self) -> list[str]:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            return [
+                f"tiny.hidden_size={self.hidden_size}, heads={self.heads}: expected heads of equal, even width"
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """`conf/teacher/llm/*.yaml`: the causal language model behind the teacher."""
+
+    kind: str = setting("where the weights come from", choices=("tiny", "local", "hub"))
+    path: str | None = setting("folder in Hugging Face layout (local) or name on the hub (hub)")
+    revision: str | None = setting("commit, tag or branch on the hub; null: the default branch")
+    trust_remote_code: bool = setting("run Python code that comes with the weights")
+    dtype: str = setting("type of the frozen weights", choices=("float32", "bfloat16", "float16"))
+    attention: str = setting("attention implementation", choices=("sdpa", "eager", "flash_attention_2"))
+    quantization: str = setting("base weights in 4 bit (bitsandbytes, GPU only)", choices=("none", "4bit"))
+    gradient_checkpointing: bool = setting("recompute activations in backward", in_fingerprint=False)
+    compile: bool = setting("torch.compile the blocks", in_fingerprint=False)
+    tiny: TinyLLMConfig | None = setting("sizes and pre-training of the embedded model; null for the others")
+
+    def problems(self) -> list[str]:
+        out = []
+        if (self.kind == "tiny") != (self.tiny is not None):
+            out.append(f"llm.tiny: found {'sizes' if self.tiny else 'null'} with kind={self.kind}")
+        if self.kind != "tiny" and not self.path:
+            out.append(
+                f"llm.path: found null, expected a {'folder' if self.kind == 'local' else 'model name'}"
+            )
+        if self.revision and self.kind != "hub":
+            out.append(f"llm.revision: found {self.revision!r} with kind={self.kind}, expected null")
+        return out
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """One LoRA of total rank r, cut into K experts of rank r / K (reference/ilora.md)."""
+
+    rank: int = setting("total rank r", ge=1)
+    experts: int = setting("experts K that share the rank", ge=1)
+    alpha: float = setting("LoRA alpha; with a uniform gate the scale is alpha / r", gt=0.0)
+    dropout: float = setting("dropout before A", ge=0.0, lt=1.0)
+    targets: tuple[str, ...] | None = setting("names of the adapted linears; null: all linears of the blocks")
+
+    def problems(self) -> list[str]:
+        if self.rank % self.experts:
+            return [
+                f"lora: found rank={self.rank} and experts={self.experts}, expected rank divisible by experts"
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """h_seq -> softmax weights of the experts."""
+
+    kind: str = setting("router", choices=("linear", "mlp", "resnet1d", "uniform"))
+    hidden: int = setting("hidden width of `mlp`", ge=1)
+    temperature: float = setting("softmax temperature", gt=0.0)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the two losses and the settings of the item read-out."""
+
+    item: float = setting("weight of next-item cross-entropy over the catalogue", ge=0.0)
+    lm: float = setting("weight of token cross-entropy on the target's title", ge=0.0)
+    dim: int = setting("width D of user and item vectors", ge=2)
+    temperature: float = setting("divides the scores user . item", gt=0.0)
+    refresh_steps: int = setting("optimizer steps between new LLM states of the item texts", ge=1)
+    negatives: int | None = setting(
+        "items drawn per step beside the batch's targets; null: the full catalogue", ge=1
+    )
+    fuse_sasrec: float = setting(
+        "share of the frozen SASRec in the ranking (log-linear mix); 0: the LLM alone", ge=0.0, lt=1.0
+    )
+
+    def problems(self) -> list[str]:
+        return (
+            []
+            if self.item + self.lm > 0
+            else ["objective: item and lm are both 0, expected a positive weight"]
+        )
+
+
+@dataclass(frozen=True)
+class Template:
+    """One wording: `prefix` holds {history}; `choice` holds {candidates} and is used when there are any."""
+
+    prefix: str = setting("instruction, {history}, and the cue that asks for the next item")
+    choice: str = setting("text between prefix and answer that lists {candidates}")
+
+    def problems(self) -> list[str]:
+        return [
+            f"{name}: found {text.count(slot)} times {slot}, expected once"
+            for name, text, slot in (
+                ("prefix", self.prefix, "{history}"),
+                ("choice", self.choice, "{candidates}"),
+            )
+            if text.count(slot) != 1
+        ]
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """`conf/teacher/prompt/*.yaml`. The prompt is prefix, then optionally a candidate list, then the answer."""
+
+    mode: str = setting(
+        "placeholders carry projected SASRec vectors (hybrid) or a neutral one (text)",
+        choices=("hybrid", "text"),
+    )
+    candidates: int = setting("candidates listed before the answer, the target included; 0: no list", ge=0)
+    entry: str = setting("how an item of a list is written: {title} and, last, {item} for the placeholder")
+    separator: str = setting("text between two entries")
+    item: str = setting("text whose last hidden state represents an item: {title} and, last, {item}")
+    end: str = setting("what ends the answer, besides the tokenizer's end token")
+    train: tuple[Template, ...] = setting("wordings for training, one drawn per sample")
+    evaluation: Template = setting("the wording of validation, test and export")
+
+    def problems(self) -> list[str]:
+        out = [
+            f"prompt.{name}: found {text!r}, expected {{title}} once and {{item}} at its end"
+            for name, text in (("entry", self.entry), ("item", self.item))
+            if text.count("{title}") != 1 or text.count("{item}") != 1 or not text.endswith("{item}")
+        ]
+        if self.candidates == 1:
+            out.append("prompt.candidates: found 1, expected 0 or at least 2")
+        if not self.train:
+            out.append("prompt.train: found no wording, expected at least one")
+        return out
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The teacher's training loop."""
+
+    epochs: int = setting("passes over the training samples", ge=1)
+    samples: int | None = setting("training samples used (drawn by seed); null: all", ge=1)
+    batch_size: int = setting("samples per optimizer step (effective batch)", ge=1)
+    micro_batch_size: int = setting("samples per forward pass", ge=1, in_fingerprint=False)
+    optimizer: str = setting("adam (L2) or adamw (decoupled decay)", choices=("adam", "adamw"))
+    lr: float = setting("peak learning rate of LoRA, projector and item head", gt=0.0)
+    gate_lr_ratio: float = setting("learning rate of the gate relative to lr", gt=0.0)
+    lr_floor: float = setting("first and last learning rate relative to the peak", ge=0.0, le=1.0)
+    warmup_share: float = setting(
+        "share of the steps with a linearly rising rate; cosine after it", ge=0.0, lt=1.0
+    )
+    weight_decay: float = setting("decay of projector, gate and item head (LoRA has none)", ge=0.0)
+    grad_clip: float | None = setting("largest gradient norm; null: no clipping", gt=0.0)
+    curriculum: str = setting(
+        "none, or linear: a step is hybrid with probability step / steps", choices=("none", "linear")
+    )
+    train_projector: bool = setting("train the projector of item vectors into the LLM (the code does)")
+    precision: str = setting("arithmetic of the forward pass", choices=("no", "bf16", "fp16"))
+    device: str = setting("auto, cpu or cuda", choices=("auto", "cpu", "cuda"), in_fingerprint=False)
+    eval_samples: int = setting("validation samples that choose the best epoch (drawn by seed)", ge=1)
+    evals_per_epoch: int = setting("validations per epoch", ge=1)
+    patience: int = setting("validations without gain before training stops", ge=1)
+    checkpoint_minutes: float = setting("time between checkpoints for resuming", gt=0.0, in_fingerprint=False)
+
+
+@dataclass(frozen=True)
+class IloraConfig:
+    """`teacher=ilora`: an LLM with LoRA experts weighted per user sequence."""
+
+    name: str = setting("name in paths and tables")
+    kind: str = setting("which teacher", choices=("ilora",))
+    seed: int = setting("seed of the teacher and its encoder", ge=0)
+    llm: LLMConfig = setting("the language model")
+    encoder: StudentConfig = setting("the frozen sequence encoder: a SASRec trained on the same split")
+    lora: LoraSettings = setting("the experts")
+    gate: GateConfig = setting("the router")
+    objective: ObjectiveConfig = setting("losses and read-out")
+    prompt: PromptConfig = setting("wordings")
+    train: TrainConfig = setting("training")
+    export: ExportConfig = setting("rows of the store")
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.train.curriculum != "none" and self.prompt.mode == "text":
+            out.append("train.curriculum: found a curriculum with prompt.mode=text, expected none")
+        return out
+
+
+@dataclass(frozen=True)
+class SasrecConfig:
+    """`teacher=sasrec`: the frozen encoder alone fills the store."""
+
+    name: str = setting("name in paths and tables")
+    kind: str = setting("which teacher", choices=("sasrec",))
+    seed: int = setting("seed of the encoder", ge=0)
+    encoder: StudentConfig = setting("the sequence encoder")
+    export: ExportConfig = setting("rows of the store")
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """`teacher=knn`: item neighbours by co-occurrence in the training split."""
+
+    name: str = setting("name in paths and tables")
+    kind: str = setting("which teacher", choices=("knn",))
+    seed: int = setting("seed of the export's draw", ge=0)
+    neighbours: int = setting("neighbours kept per item", ge=1)
+    shrink: float = setting("added to the denominator of the cosine", ge=0.0)
+    decay: float = setting("weight of each step back in the history", gt=0.0, le=1.0)
+    dim: int = setting("width of the item embeddings (truncated SVD of the similarities)", ge=2)
+    export: ExportConfig = setting("rows of the store")
+
+
+@dataclass(frozen=True)
+class PopularityConfig:
+    """`teacher=popularity`: the training counts."""
+
+    name: str = setting("name in paths and tables")
+    kind: str = setting("which teacher", choices=("popularity",))
+    seed: int = setting("seed of the export's draw", ge=0)
+    export: ExportConfig = setting("rows of the store")
+
+
+TeacherConfig = IloraConfig | SasrecConfig | KnnConfig | PopularityConfig
+TEACHER_CONFIGS: dict[str, type] = {
+    "ilora": IloraConfig,
+    "sasrec": SasrecConfig,
+    "knn": KnnConfig,
+    "popularity": PopularityConfig,
+}
+
+
+def build_teacher_config(
+    values: Mapping[str, Any] | None, where: str, problems: list[str]
+) -> TeacherConfig | None:
+    """The settings of the teacher named by `kind`; problems are appended with their full keys."""
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind not in TEACHER_CONFIGS:
+        problems.append(f"{where}.kind: found {kind!r}, expected one of {', '.join(TEACHER_CONFIGS)}")
+        return None
+    return build(TEACHER_CONFIGS[kind], values, where, problems)
+
+
+def encoder_fingerprint(encoder: StudentConfig, seed: int, dataset_fp: str) -> str:
+    """Identity of the frozen SASRec."""
+    return fingerprint(
+        {"version": FORMAT_VERSION, "dataset": dataset_fp, "encoder": determining(encoder), "seed": seed}
+    )
+
+
+def model_fingerprint(config: IloraConfig, dataset_fp: str) -> str:
+    """Identity of the trained iLoRA teacher: everything but the export."""
+    parts = {f.name: determining(getattr(config, f.name)) for f in fields(config) if f.name != "export"}
+    return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts})
+
+
+def teacher_fingerprint(config: TeacherConfig, dataset_fp: str) -> str:
+    """Identity of a store: dataset, the teacher's settings and seed, and what is exported."""
+    return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": determining(config)})
