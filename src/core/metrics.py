@@ -67,15 +67,36 @@ def ranking_metrics(ranks: np.ndarray, ks: Sequence[int], list_length: int | Non
 def per_sample(ranks: np.ndarray, metric: str) -> np.ndarray:
     """The metric of every sample, [n] float64: the hit, or its gain 1 / log2(rank + 1)."""
     name, _, k = metric.partition("@")
+    if name not in METRICS:
+        raise ValueError(f"metric {metric}: expected one of {', '.join(METRICS)} @ K")
     ranks = np.asarray(ranks, dtype=np.float64)
     gain = 1.0 / np.log2(ranks + 1.0) if name == "NDCG" else 1.0
     return np.where(ranks <= int(k), gain, 0.0)
 
 
-def ranks_in_lists(rankings: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Ranks of `targets` [n] in `rankings` [n, K] of item ids, best first; MISSED where not listed."""
-    hit = rankings == np.asarray(targets)[:, None]
-    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, MISSED).astype(np.int32)
+def ranks_in_lists(
+    rankings: np.ndarray, targets: np.ndarray, histories: np.ndarray | None = None
+) -> np.ndarray:
+    """Ranks of `targets` in lists of item ids, best first; MISSED where not listed.
+
+    Args:
+        rankings: [n, K] item ids.
+        targets: [n] item ids.
+        histories: [n, L] item ids to leave out of the lists first (0 is padding); a target that
+            stands in its own history is MISSED. A list is then shorter by up to L.
+    """
+    targets = np.asarray(targets)[:, None]
+    hit = np.asarray(rankings) == targets
+    at = hit.argmax(axis=1)
+    ranks = np.where(hit.any(axis=1), at + 1, MISSED)
+    if histories is None:
+        return ranks.astype(np.int32)
+    seen = np.zeros(rankings.shape, dtype=bool)
+    for column in histories.T:  # L comparisons of [n, K]; never [n, K, L] at once
+        seen |= np.asarray(rankings) == column[:, None]
+    before = np.cumsum(seen, axis=1)[np.arange(len(at)), at]
+    lost = (ranks == MISSED) | (histories == targets).any(axis=1)
+    return np.where(lost, MISSED, ranks - before).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -108,12 +129,14 @@ def paired_difference(
     """
     if not len(a) == len(b) == len(users):
         raise ValueError(f"lengths differ: {len(a)}, {len(b)}, {len(users)}")
+    if len(a) == 0:
+        raise ValueError("no samples to compare")
     _, user = np.unique(users, return_inverse=True)
     sums = np.bincount(user, weights=np.asarray(b, float) - np.asarray(a, float))
     counts = np.bincount(user).astype(float)
     n_users = len(counts)
     means = np.empty(draws)
-    chunk = max(1, int(2e7) // n_users)
+    chunk = max(1, int(4e6) // n_users)  # at most two tables of 32 MB at once; the draws do not depend on it
     for start in range(0, draws, chunk):
         size = min(chunk, draws - start)
         times = rng.multinomial(n_users, np.full(n_users, 1.0 / n_users), size=size).astype(float)
