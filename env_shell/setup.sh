@@ -37,7 +37,7 @@ logged() {
   printf '\n$ %s\n' "$*" >>"${LOG}"
   "$@" >>"${LOG}" 2>&1 </dev/null || {
     tail -n 15 "${LOG}" >&2
-    die "${what}に失敗した（全文は ${LOG#"${ANYO_ROOT}/"}）"
+    die "${what} に失敗した（全文は ${LOG#"${ANYO_ROOT}/"}）"
   }
 }
 
