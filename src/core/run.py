@@ -30,20 +30,18 @@ TIMES = (
     "distill_student_train_time",
 )
 log = get_logger(__name__)
-_signal: int | None = None
+_seen: list[int] = []  # the signals that came within `stop_on_signals`
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Within the block SIGINT and SIGTERM only leave a mark, which loops look at between steps."""
-    global _signal
-    _signal = None
+    _seen.clear()
 
     def mark(signum: int, _frame: Any) -> None:
-        global _signal
-        if _signal is not None:  # the second time the user means it
+        _seen.append(signum)
+        if len(_seen) > 1:  # the second time the user means it
             raise Interrupted(signum)
-        _signal = signum
         log.warning("signal %d: stopping at the next step", signum)
 
     before = {s: signal.signal(s, mark) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -52,17 +50,17 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-        _signal = None
+        _seen.clear()
 
 
 def stop_requested() -> bool:
-    return _signal is not None
+    return bool(_seen)
 
 
 def check_stop() -> None:
     """Raise Interrupted if a signal came; loops call this after each step (checkpoint written first)."""
-    if _signal is not None:
-        raise Interrupted(_signal)
+    if _seen:
+        raise Interrupted(_seen[0])
 
 
 def rank() -> int:

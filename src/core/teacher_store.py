@@ -22,16 +22,19 @@ from typing import Any
 import numpy as np
 
 from src.core.artifacts import (
+    MANIFEST,
     is_complete,
     load_manifest,
     load_npy,
     publish,
+    read_json,
     save_npy,
     write_manifest,
     writing,
 )
 from src.core.errors import UserError
-from src.core.logging import get_logger
+from src.core.logging import get_logger, progress
+from src.core.run import Stopwatch, check_stop
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
@@ -135,20 +138,27 @@ class StoreWriter:
             rank: sample ids of one shard -> its rows.
             part: (this process, number of processes): shard i belongs to process i mod number.
         """
-        from src.core.logging import progress
-
         own = self.shards(sample_ids)[part[0] :: part[1]]
         missing = [ids for ids in own if not is_complete(self._shard(split, ids))]
         if len(missing) < len(own):
             log.info("%s: %d of %d shards are there already", split, len(own) - len(missing), len(own))
         for ids in progress(missing, f"export {split}", unit="shard"):
-            self._write_shard(split, rank(ids), ids)
+            watch = Stopwatch()
+            self._write_shard(split, rank(ids), ids, watch)
+            check_stop()
         return sum(map(len, missing))
+
+    def seconds(self, splits: Mapping[str, np.ndarray]) -> float:
+        """Seconds that the finished shards took, over all runs and processes that worked on them."""
+        shards = [
+            self._shard(split, ids) for split, samples in splits.items() for ids in self.shards(samples)
+        ]
+        return sum(read_json(shard / MANIFEST)["seconds"] for shard in shards)
 
     def _shard(self, split: str, ids: np.ndarray) -> Path:
         return self.partial / split / f"{ids[0]:012d}-{ids[-1]:012d}"
 
-    def _write_shard(self, split: str, rows: TeacherRows, ids: np.ndarray) -> None:
+    def _write_shard(self, split: str, rows: TeacherRows, ids: np.ndarray, watch: Stopwatch) -> None:
         shard = self._shard(split, ids)
         if not np.array_equal(rows.sample_ids, ids):
             raise RuntimeError(f"{shard}: the teacher returned rows of other samples")
@@ -157,7 +167,7 @@ class StoreWriter:
         shutil.rmtree(tmp, ignore_errors=True)
         for name in _ARRAYS:
             save_npy(tmp / f"{name}.npy", getattr(rows, name))
-        write_manifest(tmp, {"n_samples": len(ids)})
+        write_manifest(tmp, {"n_samples": len(ids), "seconds": round(watch.seconds(), 4)})
         publish(tmp, shard)
 
     def finish(
@@ -195,7 +205,8 @@ class StoreWriter:
                         at += len(ids)
                     joined.flush()
                     del joined
-            n_samples[split], top_k = len(sample_ids), first_k(self._shard(split, shards[0]))
+            n_samples[split] = len(sample_ids)
+            top_k = int(load_npy(tmp / split / "rankings.npy", mmap=True).shape[1])
         with writing(tmp / "item_embeddings.safetensors") as path:
             save_file({"item_embeddings": np.ascontiguousarray(item_embeddings)}, path)
         write_manifest(
@@ -214,10 +225,6 @@ class StoreWriter:
         shutil.rmtree(tmp, ignore_errors=True)
         shutil.rmtree(self.partial)
         return TeacherStore(self.folder, fields["dataset_fingerprint"])
-
-
-def first_k(shard: Path) -> int:
-    return int(load_npy(shard / "rankings.npy", mmap=True).shape[1])
 
 
 class TeacherStore:

@@ -1,0 +1,98 @@
+"""What every stage writes about a model: `metrics.json` and per-sample test ranks, one form for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from src.core.data_utils import InteractionData
+from src.core.logging import get_logger
+from src.core.metrics import EvalConfig, ranking_metrics, ranks_in_lists
+from src.core.run import Run, completed_run
+from src.core.teacher_store import TeacherStore
+
+log = get_logger(__name__)
+
+
+class Ranks(Protocol):
+    """Ranks of the true items under both conventions, [n] each."""
+
+    ranked: np.ndarray
+    history_excluded: np.ndarray
+
+
+def record(
+    run: Run,
+    data: InteractionData,
+    eval_config: EvalConfig,
+    seed: int,
+    valid: Ranks,
+    test: Ranks,
+    list_lengths: tuple[int | None, int | None] = (None, None),
+    extra: Mapping[str, Any] | None = None,
+) -> float:
+    """Write the metrics and ranks of a model; returns the validation metric that selects.
+
+    Args:
+        valid, test: ranks on `data.splits["valid"]` and `["test"]`, in that order of samples.
+        list_lengths: length of the model's rankings with the history ranked and excluded; None for
+            a model that ranks the whole catalogue.
+        extra: further fields of `metrics.json`.
+    """
+
+    def metrics(ranks: Ranks, exclude: bool) -> dict[str, float]:
+        values = ranks.history_excluded if exclude else ranks.ranked
+        return ranking_metrics(values, eval_config.ks, list_lengths[exclude])
+
+    exclude = eval_config.exclude_history
+    fields = {
+        "dataset": data.name,
+        "dataset_fingerprint": data.fingerprint,
+        "seed": seed,
+        "n_valid": len(data.splits["valid"]),
+        "n_test": len(data.splits["test"]),
+        "exclude_history": exclude,
+        "valid": metrics(valid, exclude),
+        "test": metrics(test, exclude),
+        "test_history_ranked": metrics(test, False),
+        "test_history_excluded": metrics(test, True),
+        **(extra or {}),
+    }
+    run.write_metrics(fields)
+    run.write_ranks(data.splits["test"], test.ranked, test.history_excluded)
+    for name, value in fields["test"].items():
+        run.scalar(f"test/{name}", value, 0)
+    shown = [
+        f"{n} {fields['test'][n]:.4f}" for n in ("NDCG@10", "NDCG@20", "HitRatio@10") if n in fields["test"]
+    ]
+    log.info("test: %s", ", ".join(shown))
+    # Selection looks at rankings as the trainer did: with the history ranked.
+    return ranking_metrics(valid.ranked, eval_config.ks)[eval_config.select_metric]
+
+
+class StoreRanks:
+    """Ranks of the true items in a teacher's top-K lists; MISSED where a list does not hold them."""
+
+    def __init__(self, store: TeacherStore, data: InteractionData, split: str):
+        ids = data.splits[split]
+        rows = store.rows_of(split, ids)
+        targets, histories = data.targets(ids), data.histories(ids)
+        self.ranked = ranks_in_lists(rows.rankings, targets)
+        self.history_excluded = ranks_in_lists(rows.rankings, targets, histories)
+
+
+def done_before(settings: Any, run: Run, fingerprint: str) -> bool:
+    """Whether the run has nothing to do: `skip_if_done` and a completed run of this fingerprint.
+
+    Otherwise the fingerprint is noted in the run's status. The folder of a skipped run is removed.
+    """
+    run.fingerprint = fingerprint
+    earlier = completed_run(run.stage, fingerprint) if settings.root.skip_if_done else None
+    if earlier is None:
+        run.status("running")
+        return False
+    log.info("%s is done already: %s (skip_if_done=true)", run.stage, earlier)
+    run.discard()
+    return True

@@ -1,0 +1,120 @@
+"""All groups of the configuration together, checked at once, and the fingerprint of every stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from src.core.artifacts import fingerprint
+from src.core.config import build, determining, setting
+from src.core.data_utils import DatasetConfig, dataset_fingerprint
+from src.core.errors import ConfigError
+from src.core.metrics import EvalConfig
+from src.core.paths import teacher_output_dir
+from src.distill.config import ActiveConfig, DistillConfig
+from src.student.config import StudentConfig
+from src.teacher.config import TeacherConfig, build_teacher_config, teacher_fingerprint
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """`compare` in `conf/config.yaml`: what `run_eval_all` puts side by side."""
+
+    runs: dict | None = setting("{row name: result folder}; null: runs of this configuration")
+    teachers: tuple[str, ...] = setting("further teachers whose rows are shown where they were run")
+    seeds: tuple[int, ...] | None = setting("seeds to average over; null: only `seed`", ge=0)
+    metrics: tuple[str, ...] = setting("metrics compared pairwise")
+    draws: int = setting("bootstrap draws over users", ge=100)
+
+
+@dataclass(frozen=True)
+class _Root:
+    seed: int = setting("every random stream is derived from it", ge=0)
+    skip_if_done: bool = setting("stop early where a completed run of the same fingerprint exists")
+    dry_run: bool = setting("check, print the plan, and stop")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole configuration of one run. Fingerprints follow from it and the raw files alone."""
+
+    root: _Root
+    dataset: DatasetConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    distill: DistillConfig
+    active: ActiveConfig
+    eval: EvalConfig
+    compare: CompareConfig
+
+    @classmethod
+    def load(cls, cfg: DictConfig) -> Settings:
+        """Build every group; ConfigError lists all that is wrong, across groups."""
+        values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        problems: list[str] = []
+        root = {f.name: values.pop(f.name) for f in fields(_Root)}
+        groups = {
+            "dataset": DatasetConfig,
+            "student": StudentConfig,
+            "distill": DistillConfig,
+            "active": ActiveConfig,
+            "eval": EvalConfig,
+            "compare": CompareConfig,
+        }
+        for key in values.keys() - groups.keys() - {"teacher"}:
+            problems.append(f"{key}: unknown key, expected one of {', '.join([*root, *groups, 'teacher'])}")
+        made: dict[str, Any] = {
+            name: build(t, values.get(name), name, problems) for name, t in groups.items()
+        }
+        made["teacher"] = build_teacher_config(values.get("teacher"), "teacher", problems)
+        made["root"] = build(_Root, root, "config", problems)
+        if problems:
+            raise ConfigError(problems)
+        return cls(**made)
+
+    @property
+    def seed(self) -> int:
+        return self.root.seed
+
+    @cached_property
+    def dataset_fp(self) -> str:
+        return dataset_fingerprint(self.dataset)
+
+    @cached_property
+    def teacher_fp(self) -> str:
+        return teacher_fingerprint(self.teacher, self.dataset_fp)
+
+    @cached_property
+    def baseline_fp(self) -> str:
+        return fingerprint(self._student_part())
+
+    @cached_property
+    def distill_fp(self) -> str:
+        kd = {"distill": determining(self.distill), "active": determining(self.active)}
+        return fingerprint({**self._student_part(), **kd, "teacher": self.teacher_fp})
+
+    def _student_part(self) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset_fp,
+            "student": determining(self.student),
+            "eval": determining(self.eval),
+            "seed": self.seed,
+        }
+
+    @property
+    def teacher_dir(self) -> Any:
+        return teacher_output_dir(self.dataset.name, self.teacher.name, self.teacher_fp)
+
+    def with_seed(self, seed: int) -> Settings:
+        """The same configuration for another student seed (the teacher keeps its own)."""
+        return replace(self, root=replace(self.root, seed=seed))
+
+    def with_teacher(self, name: str) -> Settings:
+        """The same configuration with another teacher of `conf/teacher`, at that file's values."""
+        kept = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith("teacher")]
+        return Settings.load(compose("config", overrides=[*kept, f"teacher={name}"]))
