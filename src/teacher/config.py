@@ -41,8 +41,8 @@ class TinyLLMConfig:
     heads: int = setting("attention heads", ge=1)
     context: int = setting("longest input in tokens", ge=16)
     epochs: int = setting("passes over the training split's text", ge=0)
-    window: int = setting("tokens per pre-training row", ge=8)
-    batch_size: int = setting("rows per pre-training step", ge=1)
+    share: float = setting("share of the training samples read as text in each pass", gt=0.0, le=1.0)
+    batch_size: int = setting("texts per pre-training step", ge=1)
     lr: float = setting("peak learning rate of pre-training (AdamW, 5 % warm-up, cosine)", gt=0.0)
 
     def problems(self) -> list[str]:
@@ -244,15 +244,27 @@ class SasrecConfig:
 
 @dataclass(frozen=True)
 class KnnConfig:
-    """`teacher=knn`: item neighbours by co-occurrence in the training split."""
+    """`teacher=knn`: transitions from history to target in the training windows, popularity divided out."""
 
     name: str = setting("name in paths and tables")
     kind: str = setting("which teacher", choices=("knn",))
     seed: int = setting("seed of the export's draw", ge=0)
-    neighbours: int = setting("neighbours kept per item", ge=1)
-    shrink: float = setting("added to the denominator of the cosine", ge=0.0)
     decay: float = setting("weight of each step back in the history", gt=0.0, le=1.0)
-    dim: int = setting("width of the item embeddings (truncated SVD of the similarities)", ge=2)
+    damping: float = setting("exponent of the two items' counts that a transition is divided by", ge=0.0)
+    floor: float = setting("share of popularity in the probabilities; keeps them above 0", gt=0.0, lt=1.0)
+    dim: int = setting("width of the item embeddings (truncated SVD of the transitions)", ge=1)
+    export: ExportConfig = setting("rows of the store")
+
+
+@dataclass(frozen=True)
+class MarkovConfig:
+    """`teacher=markov`: first-order Markov chain over consecutive items of the training windows."""
+
+    name: str = setting("name in paths and tables")
+    kind: str = setting("which teacher", choices=("markov",))
+    seed: int = setting("seed of the export's draw", ge=0)
+    smoothing: float = setting("transitions by popularity added to every item (Dirichlet prior)", gt=0.0)
+    dim: int = setting("width of the item embeddings (truncated SVD of the transitions)", ge=1)
     export: ExportConfig = setting("rows of the store")
 
 
@@ -266,11 +278,12 @@ class PopularityConfig:
     export: ExportConfig = setting("rows of the store")
 
 
-TeacherConfig = IloraConfig | SasrecConfig | KnnConfig | PopularityConfig
+TeacherConfig = IloraConfig | SasrecConfig | KnnConfig | MarkovConfig | PopularityConfig
 TEACHER_CONFIGS: dict[str, type] = {
     "ilora": IloraConfig,
     "sasrec": SasrecConfig,
     "knn": KnnConfig,
+    "markov": MarkovConfig,
     "popularity": PopularityConfig,
 }
 

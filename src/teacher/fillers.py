@@ -1,0 +1,240 @@
+"""Plain teachers of the same store: popularity, transition-kNN, a Markov chain, and SASRec.
+
+They answer what every reader of a table with an LLM in it asks: does the LLM matter? Each gives
+log-probabilities over the catalogue for a history, and one vector per item.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from src.core.data_utils import InteractionData
+from src.core.metrics import MISSED
+from src.core.teacher_store import TeacherRows
+from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig
+
+if TYPE_CHECKING:
+    from src.core.run import Run
+
+_SCORES_AT_ONCE = 8_000_000  # elements of a [B, N] block: 64 MB in float64
+
+
+class Filler:
+    """What the fillers share: batches, rankings and exact ranks. See `interfaces.Teacher`.
+
+    Args:
+        config: the teacher's settings.
+        data: the dataset.
+        train_ids: the samples it learns from; None: the training split (a fold leaves some out).
+    """
+
+    score_kind = "log_likelihood"
+
+    def __init__(
+        self,
+        config: PopularityConfig | KnnConfig | MarkovConfig | SasrecConfig,
+        data: InteractionData,
+        train_ids: np.ndarray | None = None,
+    ):
+        self.config, self.data, self.name = config, data, config.name
+        self._train_ids = np.sort(data.splits["train"] if train_ids is None else train_ids)
+
+    def prepare(self, run: Run | None) -> Mapping[str, Any]:
+        started = time.perf_counter()
+        self._fit(run)
+        return {"train_seconds": round(time.perf_counter() - started, 3), "reused": False}
+
+    def _fit(self, run: Run | None) -> None:
+        raise NotImplementedError
+
+    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
+        """[B, L] histories -> [B, N] float32; column c scores item c + 1."""
+        raise NotImplementedError
+
+    def item_embeddings(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def train_sample_ids(self) -> np.ndarray:
+        return self._train_ids
+
+    def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
+        """[n, N] float32 log-probabilities of the whole catalogue; the caller bounds n."""
+        return self.log_probabilities(self.data.histories(sample_ids))
+
+    def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
+        rankings = np.empty((len(sample_ids), k), np.int32)
+        scores = np.empty((len(sample_ids), k), np.float32)
+        target_scores = np.empty(len(sample_ids), np.float32)
+        for rows in self._batches(len(sample_ids)):
+            batch = self.score_all(sample_ids[rows])
+            columns = top_k(batch, k)
+            rankings[rows] = columns + 1
+            scores[rows] = np.take_along_axis(batch, columns, axis=1)
+            target_scores[rows] = batch[np.arange(len(batch)), self.data.targets(sample_ids[rows]) - 1]
+        return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
+
+    def exact_ranks(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks of the targets over the whole catalogue, by `target_ranks`: two [n] int32 arrays."""
+        ranked, excluded = (np.empty(len(sample_ids), np.int32) for _ in range(2))
+        for rows in self._batches(len(sample_ids)):
+            ids = sample_ids[rows]
+            ranked[rows], excluded[rows] = target_ranks(
+                self.score_all(ids), self.data.histories(ids), self.data.targets(ids)
+            )
+        return ranked, excluded
+
+    def _batches(self, n: int) -> list[slice]:
+        size = max(1, min(self.config.export.batch_size, _SCORES_AT_ONCE // self.data.n_items))
+        return [slice(i, i + size) for i in range(0, n, size)]
+
+    def _popularity(self) -> np.ndarray:
+        """[N] share of every item among the training targets, each counted once more than it occurs."""
+        counts = np.bincount(self.data.targets(self._train_ids) - 1, minlength=self.data.n_items) + 1.0
+        return counts / counts.sum()
+
+
+class PopularityFiller(Filler):
+    """Every history gets the items in order of their training counts."""
+
+    config: PopularityConfig
+
+    def _fit(self, run: Run | None) -> None:
+        self._log_p = np.log(self._popularity()).astype(np.float32)
+
+    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(self._log_p, (len(histories), len(self._log_p)))
+
+    def item_embeddings(self) -> np.ndarray:
+        """One column: log(1 + training count)."""
+        counts = np.bincount(self.data.targets(self._train_ids), minlength=self.data.n_items + 1)
+        return np.log1p(counts).astype(np.float32)[:, None]
+
+
+class KnnFiller(Filler):
+    """Transition-kNN: `C[h, t] += decay^age` over training windows, `S = C / (pop_h pop_t)^damping`.
+
+    A history scores `s_t = sum_h decay^age(h) S[h, t]` (age 0 is the newest item; pop counts training
+    targets, plus one). Probabilities are `(1 - floor) s / sum(s) + floor * popularity`.
+    """
+
+    config: KnnConfig
+
+    def _fit(self, run: Run | None) -> None:
+        histories = self.data.histories(self._train_ids)
+        targets = self.data.targets(self._train_ids)
+        # [n, N]^T [n, N]: rows are history items, columns targets.
+        seen = self._weighted(histories)
+        hit = sp.csr_array((np.ones(len(targets)), (np.arange(len(targets)), targets - 1)), shape=seen.shape)
+        self._pop = self._popularity()
+        damp = sp.diags_array((self._pop * (len(targets) + self.data.n_items)) ** -self.config.damping)
+        self._similar = sp.csr_array(damp @ (seen.T @ hit) @ damp)
+
+    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
+        scores = (self._weighted(histories) @ self._similar).toarray()
+        total = scores.sum(axis=1, keepdims=True)
+        # A history without any neighbour leaves all to popularity.
+        known = np.divide(scores, total, out=np.repeat(self._pop[None], len(scores), axis=0), where=total > 0)
+        return np.log((1 - self.config.floor) * known + self.config.floor * self._pop).astype(np.float32)
+
+    def item_embeddings(self) -> np.ndarray:
+        return spectral_embeddings(self._similar, self.config.dim)
+
+    def _weighted(self, histories: np.ndarray) -> sp.csr_array:
+        """[n, L] -> sparse [n, N]: decay^age of every history item (repeated items add up)."""
+        row, column = np.nonzero(histories)
+        weight = self.config.decay ** (histories.shape[1] - 1.0 - column)
+        shape = (len(histories), self.data.n_items)
+        return sp.csr_array((weight, (row, histories[row, column] - 1)), shape=shape)
+
+
+class MarkovFiller(Filler):
+    """`p(t | newest item h) = (C[h, t] + smoothing * popularity_t) / (C[h] + smoothing)`.
+
+    C counts the pairs of consecutive items that lie inside some training window, each once.
+    """
+
+    config: MarkovConfig
+
+    def _fit(self, run: Run | None) -> None:
+        ids, n = self._train_ids, self.data.n_items
+        reach = np.arange(self.data.max_history)
+        inside = reach[None, :] < self.data.history_lengths(ids)[:, None]
+        later = np.unique((ids[:, None] - reach[None, :])[inside])  # rows whose predecessor is in the window
+        pairs = (self.data.items[later - 1] - 1, self.data.items[later] - 1)
+        self._counts = sp.csr_array((np.ones(len(later)), pairs), shape=(n, n))
+        self._totals = self._counts.sum(axis=1)
+        self._pop = self._popularity()
+
+    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
+        newest, prior = histories[:, -1] - 1, self.config.smoothing
+        mass = self._counts[newest].toarray() + prior * self._pop
+        return np.log(mass / (self._totals[newest] + prior)[:, None]).astype(np.float32)
+
+    def item_embeddings(self) -> np.ndarray:
+        rows = sp.diags_array(1.0 / np.maximum(self._totals, 1.0))
+        return spectral_embeddings(sp.csr_array(rows @ self._counts), self.config.dim)
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Columns of the k largest scores of every row of [B, N], best first; equal scores by column.
+
+    Linear in N: the k-th score by partition, then only the chosen k are sorted.
+    """
+    n_rows, n = scores.shape
+    kth = np.partition(scores, n - k, axis=1)[:, n - k : n - k + 1]
+    above, equal = scores > kth, scores == kth
+    room = k - above.sum(axis=1, keepdims=True)
+    chosen = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room))
+    columns = np.nonzero(chosen)[1].reshape(n_rows, k)  # ascending within a row
+    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
+
+
+def target_ranks(
+    scores: np.ndarray, histories: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the targets, ties against them, in both conventions of `student.evaluator`.
+
+    Args:
+        scores: [B, N]; column c scores item c + 1.
+        histories: [B, L], 0 is padding.
+        targets: [B] item ids.
+
+    Returns:
+        ranked: [B] int32, 1 + the other items that score at least as high.
+        excluded: [B] int32, the same without the history's items; MISSED where the target is one.
+    """
+    at_target = np.take_along_axis(scores, np.asarray(targets)[:, None] - 1, axis=1)
+    ranked = (scores >= at_target).sum(axis=1)  # the target itself is the 1
+    ordered = np.sort(histories, axis=1)
+    first = np.concatenate([ordered[:, :1] > 0, ordered[:, 1:] != ordered[:, :-1]], axis=1) & (ordered > 0)
+    of_history = np.take_along_axis(scores, np.maximum(ordered - 1, 0), axis=1)
+    excluded = ranked - (first & (of_history >= at_target)).sum(axis=1)
+    in_history = (histories == np.asarray(targets)[:, None]).any(axis=1)
+    return ranked.astype(np.int32), np.where(in_history, MISSED, excluded).astype(np.int32)
+
+
+def spectral_embeddings(transitions: sp.csr_array, dim: int) -> np.ndarray:
+    """[N+1, min(dim, N)] float32: left singular vectors of [N, N] transitions times sqrt(singular value).
+
+    Items with similar followers get similar vectors. Signs are fixed (the largest entry of a vector is
+    positive) and the solver starts from a fixed vector, so equal input gives equal bytes.
+    """
+    n = transitions.shape[0]
+    dim = min(dim, n)
+    if dim > n - 2 or n <= 300:  # too small for the iterative solver
+        left, values, _ = np.linalg.svd(transitions.toarray())
+    else:
+        start = np.full(n, n**-0.5)
+        left, values, _ = sp.linalg.svds(transitions, k=dim, v0=start, solver="arpack")
+        left, values = left[:, ::-1], values[::-1]
+    left, values = left[:, :dim], values[:dim]
+    left = left * np.sign(left[np.abs(left).argmax(axis=0), np.arange(dim)])
+    table = np.zeros((n + 1, dim), np.float32)
+    table[1:] = left * np.sqrt(np.where(values > 1e-9 * values[0], values, 0.0))
+    return table
