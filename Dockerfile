@@ -1,8 +1,8 @@
-# 実験用コンテナ。ソースはホストから /workspace にマウントする（COPY しない）。
-# torch の版は poetry.lock と同じにする（違えば env_shell/setup.sh が止まる）。
+# Experiment container. The sources are mounted at /workspace, never copied.
+# The torch of the base image must be the one in poetry.lock (else env_shell/setup.sh stops).
 FROM pytorch/pytorch:2.13.0-cuda13.0-cudnn9-devel
 
-# OS のパッケージの版は、ベースイメージのタグで決まる配布物に任せる
+# The distribution, fixed by the tag of the base image, decides the versions of OS packages
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends \
     build-essential \
@@ -12,14 +12,13 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# システムの Python は PEP 668 で守られているので、Poetry は専用の仮想環境に置く。
-# 版は env_shell/setup.sh と同じにする。
+# PEP 668 guards the system Python, hence a virtual environment for Poetry; versions as in env_shell/setup.sh.
 RUN python3 -m venv /opt/poetry \
     && /opt/poetry/bin/pip install --no-cache-dir poetry==2.5.1 poetry-plugin-pypi-mirror==0.6.5
 
-# 呼び出した利用者の権限で動くので、仮想環境と HOME は誰でも書ける場所に置く。
-# /workspace の外なので、ホストの .venv とは混ざらない。
-# 中の `poetry install` は、イメージの torch を残す env_shell/setup.sh に繋がる。
+# The container runs as the calling user, so the venv and HOME are writable by anyone; they lie outside
+# /workspace, away from the host's .venv. `poetry install` inside goes to env_shell/setup.sh, which keeps
+# the image's torch.
 RUN mkdir -p /opt/anyo/home && chmod 1777 /opt/anyo /opt/anyo/home \
     && ln -s /workspace/env_shell/poetry_in_container.sh /usr/local/bin/poetry
 

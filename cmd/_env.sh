@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# cmd/*.sh の共通部（source して使う）: リポジトリの根へ移り、環境を整え、Python を決める。
+# Sourced by cmd/*.sh: enters the repository root, sets the environment up and settles the Python.
 set -euo pipefail
 
 # shellcheck source=env_shell/common.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# 教師出力から生徒へ蒸留する。引数はそのまま Hydra の上書きになる。
+# Distills the teacher's outputs into the student. Arguments are Hydra overrides.
 set -euo pipefail
 
 # shellcheck source=cmd/_env.sh

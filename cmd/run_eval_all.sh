@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ベースライン・教師・蒸留を比べる表を作る。引数はそのまま Hydra の上書きになる。
+# Tabulates baselines, teachers and distilled students side by side. Arguments are Hydra overrides.
 set -euo pipefail
 
 # shellcheck source=cmd/_env.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# 生徒のベースラインを学習する。引数はそのまま Hydra の上書きになる。
+# Trains the student baseline. Arguments are Hydra overrides.
 set -euo pipefail
 
 # shellcheck source=cmd/_env.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# 教師を学習し、教師出力を書き出す。引数はそのまま Hydra の上書きになる。
+# Trains the teacher and writes its outputs. Arguments are Hydra overrides.
 set -euo pipefail
 
 # shellcheck source=cmd/_env.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# すべての検査（シェル・Dockerfile・Python の体裁）と試験を、通信なしで行う。引数は pytest に渡る。
+# Runs every check (shell, Dockerfile, Python style) and the tests, offline. Arguments go to pytest.
 set -euo pipefail
 
 # shellcheck source=cmd/_env.sh
@@ -32,6 +32,6 @@ check black "${bin}/python" -m black --check --quiet .
 check pytest "${bin}/python" -m pytest -q "$@"
 
 if ((${#failed[@]})); then
-  printf 'test: 失敗: %s\n' "${failed[*]}" >&2
+  printf 'test: failed: %s\n' "${failed[*]}" >&2
   exit 1
 fi

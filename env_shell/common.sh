@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# リポジトリの根と、使う Python の場所。ここ以外では決めない（source して使う）。
-# コンテナでは Dockerfile が ANYO_VENV を /workspace の外に定める。
+# Sourced: the only place that settles the repository root and the Python in use.
+# In the container, the Dockerfile sets ANYO_VENV to a place outside /workspace.
 
 ANYO_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 ANYO_VENV="${ANYO_VENV:-${ANYO_ROOT}/.venv}"

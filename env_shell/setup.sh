@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# まっさらな機械に実行環境を作る（CPU でも CUDA でも）。何度実行してもよく、変わりがなければすぐ終わる。
+# Builds the environment on a bare machine, CPU or CUDA. Safe to repeat; returns at once if nothing changed.
 #
 #   bash env_shell/setup.sh [--quiet]
 #
-# 環境変数（すべて任意）
-#   ANYO_TORCH=cpu|cuda   torch の入れ方を自分で決める（既定は機械を見て決める）
-#   ANYO_TORCH_INDEX=URL  CPU 版 torch の wheel を取る索引
-#   ANYO_PYTHON=PATH      仮想環境の元にする Python（3.11〜3.13）
-#   ANYO_POETRY=PATH      使う Poetry
-#   ANYO_VENV=DIR         仮想環境の場所（既定は .venv）
-#   POETRY_PYPI_MIRROR_URL=URL  Poetry が使う索引（既定は pip と同じもの）
+# Environment variables (all optional)
+#   ANYO_TORCH=cpu|cuda   which torch to install (default: whatever suits the machine)
+#   ANYO_TORCH_INDEX=URL  index holding the CPU wheels of torch
+#   ANYO_PYTHON=PATH      Python to build the virtual environment from (3.11-3.13)
+#   ANYO_POETRY=PATH      Poetry to use
+#   ANYO_VENV=DIR         virtual environment (default: .venv)
+#   POETRY_PYPI_MIRROR_URL=URL  index Poetry uses (default: the one pip uses)
 set -euo pipefail
 
 # shellcheck source=env_shell/common.sh
@@ -25,19 +25,19 @@ quiet=false
 case "${1:-}" in
   '') ;;
   -q | --quiet) quiet=true ;;
-  *) die "知らない引数 '$1'（使えるのは --quiet だけ）" ;;
+  *) die "unknown argument '$1' (only --quiet is accepted)" ;;
 esac
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
-# 出力は記録へ。失敗したときだけ末尾を見せる。
+# Output goes to the log; only a failure shows its tail.
 logged() {
   local what=$1
   shift
   printf '\n$ %s\n' "$*" >>"${LOG}"
   "$@" >>"${LOG}" 2>&1 </dev/null || {
     tail -n 15 "${LOG}" >&2
-    die "${what} に失敗した（全文は ${LOG#"${ANYO_ROOT}/"}）"
+    die "${what} failed (full log: ${LOG#"${ANYO_ROOT}/"})"
   }
 }
 
@@ -53,22 +53,22 @@ find_python() {
       return
     fi
     [[ ${candidate} != "${ANYO_PYTHON:-}" ]] ||
-      die "ANYO_PYTHON=${ANYO_PYTHON} は使えない: venv と ensurepip のある Python 3.11〜3.13 を指す"
+      die "ANYO_PYTHON=${ANYO_PYTHON} is unusable: point it at Python 3.11-3.13 with venv and ensurepip"
   done
-  die "Python 3.11〜3.13 が見つからない: 入れる（Debian/Ubuntu は python3-venv も）か、ANYO_PYTHON で場所を示す"
+  die "no Python 3.11-3.13 found: install one (on Debian/Ubuntu, python3-venv too) or set ANYO_PYTHON to its path"
 }
 
 dist_version() { "$1" -c 'import sys, importlib.metadata as m; print(m.version(sys.argv[1]))' "$2" 2>/dev/null; }
 
 lock_version() {
-  "${python}" - "$1" <<'PY' || die "poetry.lock に $1 がない"
+  "${python}" - "$1" <<'PY' || die "poetry.lock has no $1"
 import sys, tomllib
 with open("poetry.lock", "rb") as f:
     print(next(p["version"] for p in tomllib.load(f)["package"] if p["name"] == sys.argv[1]))
 PY
 }
 
-# image: イメージの torch を使う / cuda: poetry.lock のまま / cpu: CPU 版を別に入れる
+# image: keep the image's torch / cuda: as locked / cpu: install the CPU build separately
 torch_mode() {
   case "${ANYO_TORCH:-}" in
     cpu | cuda) echo "${ANYO_TORCH}" ;;
@@ -81,7 +81,7 @@ torch_mode() {
         echo cpu
       fi
       ;;
-    *) die "ANYO_TORCH='${ANYO_TORCH}' は使えない: cpu か cuda にする（既定に任せるなら消す）" ;;
+    *) die "ANYO_TORCH='${ANYO_TORCH}' is not valid: use cpu or cuda, or unset it to let the machine decide" ;;
   esac
 }
 
@@ -97,11 +97,11 @@ PY
 find_poetry() {
   local interpreter
   if [[ -n ${ANYO_POETRY:-} ]]; then
-    [[ -x ${ANYO_POETRY} ]] || die "ANYO_POETRY=${ANYO_POETRY} は実行できない"
+    [[ -x ${ANYO_POETRY} ]] || die "ANYO_POETRY=${ANYO_POETRY} is not executable"
     echo "${ANYO_POETRY}"
     return
   fi
-  # PATH の Poetry は、版が合い、ミラー用プラグインを持つときだけ使う
+  # A Poetry on PATH is trusted only in a version that works with the mirror plugin, and with the plugin
   if command -v poetry >/dev/null; then
     interpreter=$(sed -n '1s/^#!//p' "$(command -v poetry)" 2>/dev/null | tr -d '\0') || interpreter=
     if [[ -x ${interpreter} && $(dist_version "${interpreter}" poetry) == 2.[1-5].* ]] &&
@@ -113,9 +113,9 @@ find_poetry() {
   local own="${CACHE}/poetry"
   if [[ $(dist_version "${own}/bin/python" poetry) != "${POETRY_VERSION}" ]] ||
     ! dist_version "${own}/bin/python" poetry-plugin-pypi-mirror >/dev/null; then
-    say "Poetry ${POETRY_VERSION} を .cache/poetry に入れる"
-    logged "Poetry 用の仮想環境の作成" "${python}" -m venv --clear "${own}"
-    logged "Poetry の導入" "${own}/bin/python" -m pip install "poetry==${POETRY_VERSION}" \
+    say "installing Poetry ${POETRY_VERSION} into .cache/poetry"
+    logged "creating the virtual environment of Poetry" "${python}" -m venv --clear "${own}"
+    logged "installing Poetry" "${own}/bin/python" -m pip install "poetry==${POETRY_VERSION}" \
       "poetry-plugin-pypi-mirror==${MIRROR_PLUGIN_VERSION}"
   fi
   echo "${own}/bin/poetry"
@@ -131,7 +131,7 @@ pip_index() {
   fi
 }
 
-# torch の依存も poetry.lock の版に揃える
+# Holds the dependencies of torch, too, to the versions in poetry.lock
 write_constraints() {
   "${ANYO_PYTHON_BIN}" - >"${CACHE}/constraints.txt" <<'PY'
 import tomllib
@@ -143,17 +143,16 @@ PY
 install_beside_torch() {
   local name specs=()
   for name in "$@"; do specs+=("${name}==$(lock_version "${name}")"); done
-  logged "${*} の導入" "${ANYO_PYTHON_BIN}" -m pip install --no-deps "${specs[@]}"
+  logged "installing ${*}" "${ANYO_PYTHON_BIN}" -m pip install --no-deps "${specs[@]}"
 }
 
 mkdir -p "${CACHE}"
-# 同時に呼ばれたら、先の者が終わるまで待つ
 if command -v flock >/dev/null; then
   exec 9>"${CACHE}/setup.lock"
   flock 9
 fi
 
-# 生きている仮想環境があればその Python を、なければ機械の Python を使う
+# A venv whose Python has gone or is out of range is rebuilt
 if [[ -x ${ANYO_PYTHON_BIN} ]] && supported "${ANYO_PYTHON_BIN}"; then
   python=${ANYO_PYTHON_BIN}
 else
@@ -165,25 +164,25 @@ torch=$(lock_version torch)
 if [[ ${mode} == image ]]; then
   found=$(dist_version "${python}" torch)
   [[ ${found%%+*} == "${torch}" ]] ||
-    die "イメージの torch は ${found}、poetry.lock は ${torch}: Dockerfile の FROM の版を poetry.lock に合わせる"
+    die "the image has torch ${found}, poetry.lock has ${torch}: match the FROM of the Dockerfile to poetry.lock"
 fi
 
 if [[ ${python} == "${ANYO_PYTHON_BIN}" && -f ${STAMP} && $(<"${STAMP}") == "$(fingerprint)" ]]; then
-  ${quiet} || say "変わりなし（${ANYO_VENV}、torch: ${mode}）"
+  ${quiet} || say "nothing changed (${ANYO_VENV}, torch: ${mode})"
   exit 0
 fi
 
 start=${SECONDS}
 : >"${LOG}"
 if [[ ${python} != "${ANYO_PYTHON_BIN}" ]]; then
-  [[ ! -e ${ANYO_VENV} || -f ${ANYO_VENV}/pyvenv.cfg ]] || die "${ANYO_VENV} は仮想環境ではない: 退けるか ANYO_VENV を変える"
-  say "仮想環境を作る（$("${python}" --version)）"
+  [[ ! -e ${ANYO_VENV} || -f ${ANYO_VENV}/pyvenv.cfg ]] || die "${ANYO_VENV} is not a virtual environment: move it away or change ANYO_VENV"
+  say "creating the virtual environment ($("${python}" --version))"
   venv_options=(--clear)
   [[ ${mode} != image ]] || venv_options+=(--system-site-packages)
-  logged "仮想環境の作成" "${python}" -m venv "${venv_options[@]}" "${ANYO_VENV}"
+  logged "creating the virtual environment" "${python}" -m venv "${venv_options[@]}" "${ANYO_VENV}"
 fi
 rm -f "${STAMP}"
-"${ANYO_PYTHON_BIN}" -c 'import pip' 2>/dev/null || logged "pip の準備" "${ANYO_PYTHON_BIN}" -m ensurepip
+"${ANYO_PYTHON_BIN}" -c 'import pip' 2>/dev/null || logged "bootstrapping pip" "${ANYO_PYTHON_BIN}" -m ensurepip
 
 poetry=$(find_poetry)
 export VIRTUAL_ENV=${ANYO_VENV} POETRY_NO_INTERACTION=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -191,23 +190,23 @@ POETRY_PYPI_MIRROR_URL=${POETRY_PYPI_MIRROR_URL:-$(pip_index)}
 export POETRY_PYPI_MIRROR_URL
 unset CONDA_PREFIX CONDA_DEFAULT_ENV PYTHONHOME
 
-say "依存を入れる（torch ${torch}: ${mode}）"
+say "installing dependencies (torch ${torch}: ${mode})"
 if [[ ${mode} == cuda ]]; then
   logged "poetry install" "${poetry}" install --compile --with gpu
 else
   logged "poetry install" "${poetry}" install --compile --without torch
   if [[ ${mode} == cpu ]]; then
     write_constraints
-    [[ -z ${ANYO_TORCH_INDEX:-} ]] || logged "ANYO_TORCH_INDEX からの torch の導入" \
+    [[ -z ${ANYO_TORCH_INDEX:-} ]] || logged "installing torch from ANYO_TORCH_INDEX" \
       "${ANYO_PYTHON_BIN}" -m pip install --no-deps --index-url "${ANYO_TORCH_INDEX}" "torch==${torch}"
-    logged "torch の導入" "${ANYO_PYTHON_BIN}" -m pip install --constraint "${CACHE}/constraints.txt" "torch==${torch}"
+    logged "installing torch" "${ANYO_PYTHON_BIN}" -m pip install --constraint "${CACHE}/constraints.txt" "torch==${torch}"
     install_beside_torch peft accelerate
   else
     install_beside_torch peft accelerate bitsandbytes
   fi
 fi
-# イメージには、この計画と関わりのないパッケージもあるので調べない
-[[ ${mode} == image ]] || logged "pip check（依存の食い違いの検査）" "${ANYO_PYTHON_BIN}" -m pip check
+# An image also holds packages that this project does not use
+[[ ${mode} == image ]] || logged "pip check" "${ANYO_PYTHON_BIN}" -m pip check
 
 fingerprint >"${STAMP}"
-say "できた（$((SECONDS - start)) 秒、${ANYO_VENV}）"
+say "done ($((SECONDS - start)) s, ${ANYO_VENV})"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# 実験用コンテナを起動して中に入る。すでに動いていれば、そこへもう一つ入る。
+# Starts the experiment container and enters it; if it is already running, enters it once more.
 #
-#   env_shell/start_experiment_container.sh [コマンド 引数...]     （既定は bash）
+#   env_shell/start_experiment_container.sh [COMMAND ARGUMENT...]     (default: bash)
 #
-# 環境変数（すべて任意）
-#   ANYO_GPU=all|none|...  docker の --gpus に渡す値（既定は NVIDIA のランタイムがあれば all）
-#   ANYO_DOCKER_ARGS=...   docker run に足す引数（例: "-v /datasets:/datasets:ro"。空白で区切る）
-#   HF_TOKEN               あれば名前だけを渡す（値はコマンド行に出ない）
+# Environment variables (all optional)
+#   ANYO_GPU=all|none|...  value for docker's --gpus (default: all if Docker has the NVIDIA runtime)
+#   ANYO_DOCKER_ARGS=...   more arguments for docker run, split at spaces (e.g. "-v /datasets:/datasets:ro")
+#   HF_TOKEN               passed on by name, so that its value is not on the command line
 set -euo pipefail
 
 # shellcheck source=env_shell/common.sh
@@ -15,27 +15,26 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 readonly CONTAINER_NAME="anyo-experiment"
 readonly IMAGE_NAME="anyo-ilora-dllm2rec:latest"
 readonly HASH_LABEL="anyo.dockerfile"
-readonly CONTAINER_STATE="${ANYO_ROOT}/.cache/container" # コンテナの仮想環境と HOME。消せば作り直される
+readonly CONTAINER_STATE="${ANYO_ROOT}/.cache/container" # the container's venv and HOME; safe to delete
 
 say() { printf 'container: %s\n' "$*" >&2; }
 
-command -v docker >/dev/null || die "docker が見つからない: Docker Engine を入れる"
-docker info >/dev/null 2>&1 || die "docker に繋がらない: デーモンが動いていて、権限があることを確かめる"
+command -v docker >/dev/null || die "docker not found: install Docker Engine"
+docker info >/dev/null 2>&1 || die "cannot reach docker: check that the daemon is running and that you may use it"
 
 [[ $# -gt 0 ]] || set -- bash
 terminal=(-i)
 [[ ! -t 0 || ! -t 1 ]] || terminal=(-it)
 
 if [[ $(docker container inspect --format '{{.State.Running}}' "${CONTAINER_NAME}" 2>/dev/null) == true ]]; then
-  say "動いている ${CONTAINER_NAME} に入る"
+  say "entering the running ${CONTAINER_NAME}"
   exec docker exec "${terminal[@]}" "${CONTAINER_NAME}" "$@"
 fi
 
-# イメージがないか、Dockerfile が変わっていればビルド
 dockerfile_hash=$(git hash-object --no-filters "${ANYO_ROOT}/Dockerfile")
 built_hash=$(docker image inspect --format "{{index .Config.Labels \"${HASH_LABEL}\"}}" "${IMAGE_NAME}" 2>/dev/null) || built_hash=
 if [[ ${built_hash} != "${dockerfile_hash}" ]]; then
-  say "${IMAGE_NAME} をビルドする"
+  say "building ${IMAGE_NAME}"
   docker build --label "${HASH_LABEL}=${dockerfile_hash}" -t "${IMAGE_NAME}" "${ANYO_ROOT}" >&2
 fi
 
@@ -45,7 +44,7 @@ if [[ -z ${gpu} ]]; then
     gpu=all
   else
     gpu=none
-    say "docker に NVIDIA のランタイムがないので GPU なしで動かす（あるなら ANYO_GPU=all）"
+    say "docker has no NVIDIA runtime: running without GPU (ANYO_GPU=all forces it)"
   fi
 fi
 options=()

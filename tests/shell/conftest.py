@@ -1,4 +1,4 @@
-"""スクリプトの試験の足場: リポジトリの写しと、呼び出しを記録する偽の道具。"""
+"""Scaffolding for the script tests: a copy of the repository and stub tools that record their calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cmd/*.sh: 段の順序、Hydra の上書きの受け渡し、失敗の伝え方。"""
+"""cmd/*.sh: order of the stages, passing on of Hydra overrides, reporting of failures."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_test_command_runs_every_check_and_names_all_failures(project):
         project.stub(name, "", tools)
     result = project.run("cmd/test.sh", "-k", "a b", STUB_FAILS="black")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == "test: 失敗: shellcheck black"
+    assert result.stderr.splitlines()[-1] == "test: failed: shellcheck black"
     assert project.calls("python")[-1][1:] == ["-m", "pytest", "-q", "-k", "a b"]
     assert project.run("cmd/test.sh").returncode == 1
 

@@ -1,4 +1,4 @@
-"""env_shell/start_experiment_container.sh: docker に渡す引数（docker は記録するだけの偽物）。"""
+"""env_shell/start_experiment_container.sh: the arguments it gives to docker (a stub that only records)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_runs_as_specified(host):
         *("-v", f"{host.root}:/workspace", "-v", f"{host.root}/.cache/container:/opt/anyo"),
         *("-w", "/workspace", IMAGE, "bash"),
     ]
-    assert (host.root / ".cache/container/home").is_dir()  # HOME の置き場は利用者の持ち物
+    assert (host.root / ".cache/container/home").is_dir()  # made here, or docker would create it as root
     assert docker(host, "build") == []
 
 

@@ -1,4 +1,4 @@
-"""環境のファイルどうしの約束: 版の一致、索引の番地や機械の道筋を含まないこと。"""
+"""Agreements between the environment files: matching versions, no index addresses, no machine's paths."""
 
 from __future__ import annotations
 
@@ -58,15 +58,25 @@ def test_lock_holds_no_address():
     assert not re.search(r"^(url|reference) = |\[package\.source\]", text("poetry.lock"), re.M)
 
 
-def test_environment_files_name_no_index_and_no_machine(files):
+@pytest.fixture(scope="module")
+def environment_files(files) -> list[str]:
     mine = [
         f
         for f in files
         if f.startswith(("env_shell/", "cmd/", ".ci/")) or f in ("Dockerfile", "pyproject.toml")
     ]
     assert len(mine) > 10
+    return mine
+
+
+def test_environment_files_name_no_index_and_no_machine(environment_files):
     pattern = re.compile(r"https?://|pypi\.org|/(home|root|Users|mnt)/")
-    assert [(f, m[0]) for f in mine if (m := pattern.search(text(f)))] == []
+    assert [(f, m[0]) for f in environment_files if (m := pattern.search(text(f)))] == []
+
+
+def test_environment_files_are_in_english(environment_files):
+    dotfiles = [".dockerignore", ".editorconfig", ".gitignore"]
+    assert [f for f in environment_files + dotfiles if not text(f).isascii()] == []
 
 
 def test_root_holds_only_what_the_layout_names(files):

@@ -1,4 +1,4 @@
-"""env_shell/setup.sh: 機械ごとの手順、やり直し、そして一行の誤り。"""
+"""env_shell/setup.sh: the procedure for each kind of machine, repetition, and one-line errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_cpu_keeps_torch_out_of_poetry(machine):
     torch, beside = pip_installs(machine)
     assert torch[0] == "--constraint" and torch[-1] == f"torch=={locked(machine.root, 'torch')}"
     assert beside == ["--no-deps"] + [f"{n}=={locked(machine.root, n)}" for n in ("peft", "accelerate")]
-    assert machine.calls("python")[-2][1:] == ["-m", "pip", "check"]  # 残る一つは印を書く呼び出し
+    assert machine.calls("python")[-2][1:] == ["-m", "pip", "check"]  # the last call computes the stamp
 
 
 def test_cpu_wheels_can_come_from_a_given_index(machine):
@@ -89,7 +89,7 @@ def test_image_torch_of_another_version_is_refused(machine):
 def test_second_run_does_nothing_until_an_input_changes(machine):
     assert machine.run(SETUP).returncode == 0
     again = machine.run(SETUP)
-    assert again.returncode == 0 and "変わりなし" in again.stderr
+    assert again.returncode == 0 and "nothing changed" in again.stderr
     assert machine.run(SETUP, "--quiet").stderr == ""
     assert len(machine.calls("poetry")) == 1
 
@@ -151,5 +151,5 @@ def test_a_folder_that_is_no_venv_is_left_alone(sandbox):
     mine.mkdir()
     (mine / "thesis.txt").write_text("keep")
     result = sandbox.run(SETUP, ANYO_VENV=str(mine))
-    assert result.returncode == 1 and "仮想環境ではない" in result.stderr
+    assert result.returncode == 1 and "is not a virtual environment" in result.stderr
     assert (mine / "thesis.txt").read_text() == "keep"
