@@ -45,3 +45,8 @@ def model_dir(dataset: str, name: str, fp: str) -> Path:
 
 def teacher_output_dir(dataset: str, teacher: str, fp: str) -> Path:
     return data_root() / "teacher_outputs" / dataset / teacher / fp
+
+
+def work_dir(stage: str, fp: str) -> Path:
+    """Checkpoints of a training in progress; a run of the same fingerprint goes on from them."""
+    return data_root() / "work" / stage / fp

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from src.core.artifacts import lock
 from src.core.data_utils import InteractionData
 from src.core.logging import get_logger
 from src.core.metrics import EvalConfig, ranking_metrics, ranks_in_lists
+from src.core.paths import work_dir
 from src.core.run import Run, completed_run
 from src.core.teacher_store import TeacherStore
+
+if TYPE_CHECKING:
+    from src.exp.settings import Settings
+    from src.student.architectures import Student
+    from src.student.trainer_baseline import FitResult
 
 log = get_logger(__name__)
 
@@ -32,7 +42,7 @@ def record(
     test: Ranks,
     list_lengths: tuple[int | None, int | None] = (None, None),
     extra: Mapping[str, Any] | None = None,
-) -> float:
+) -> float | None:
     """Write the metrics and ranks of a model; returns the validation metric that selects.
 
     Args:
@@ -68,8 +78,7 @@ def record(
         f"{n} {fields['test'][n]:.4f}" for n in ("NDCG@10", "NDCG@20", "HitRatio@10") if n in fields["test"]
     ]
     log.info("test: %s", ", ".join(shown))
-    # Selection looks at rankings as the trainer did: with the history ranked.
-    return ranking_metrics(valid.ranked, eval_config.ks)[eval_config.select_metric]
+    return fields["valid"].get(eval_config.select_metric)
 
 
 class StoreRanks:
@@ -83,7 +92,7 @@ class StoreRanks:
         self.history_excluded = ranks_in_lists(rows.rankings, targets, histories)
 
 
-def done_before(settings: Any, run: Run, fingerprint: str) -> bool:
+def done_before(settings: Settings, run: Run, fingerprint: str) -> bool:
     """Whether the run has nothing to do: `skip_if_done` and a completed run of this fingerprint.
 
     Otherwise the fingerprint is noted in the run's status. The folder of a skipped run is removed.
@@ -96,3 +105,33 @@ def done_before(settings: Any, run: Run, fingerprint: str) -> bool:
     log.info("%s is done already: %s (skip_if_done=true)", run.stage, earlier)
     run.discard()
     return True
+
+
+@contextmanager
+def training_folder(run: Run) -> Iterator[Path]:
+    """The checkpoint folder of this run's fingerprint, held alone, removed once the block ends well."""
+    folder = work_dir(run.stage, run.fingerprint)
+    with lock(folder, log.info):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
+
+
+def record_student(
+    run: Run, data: InteractionData, settings: Settings, student: Student, result: FitResult, **extra: Any
+) -> float | None:
+    """Evaluate a trained student on validation and (once) test, and write it with its metrics.
+
+    Args:
+        extra: further fields of `metrics.json`.
+    """
+    from src.student.checkpoint import save_student
+    from src.student.evaluator import rank_samples
+
+    device = next(student.parameters()).device
+    size = settings.eval.batch_size
+    valid, test = (rank_samples(student, data, data.splits[s], size, device) for s in ("valid", "test"))
+    fields = {"seed": settings.seed, "fingerprint": run.fingerprint}
+    save_student(run.dir / "models" / "student", student, settings.student, data, fields)
+    trained = {"best_epoch": result.best_epoch, "epochs": result.epochs, "history": result.history, **extra}
+    return record(run, data, settings.eval, settings.seed, valid, test, extra=trained)

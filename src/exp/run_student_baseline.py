@@ -12,9 +12,25 @@ if TYPE_CHECKING:
 
 
 def work(settings: Settings, run: Run) -> float | None:
-    from src.exp import stages
+    from src.core.data_utils import load_dataset
+    from src.exp.record import done_before, record_student, training_folder
+    from src.student.trainer_baseline import train_student
 
-    return stages.student_baseline(settings, run)
+    if done_before(settings, run, settings.baseline_fp):
+        return None
+    data = load_dataset(settings.dataset)
+    with training_folder(run) as folder:
+        student, result = train_student(
+            settings.student,
+            data,
+            settings.eval,
+            seed=settings.seed,
+            folder=folder,
+            fingerprint=settings.baseline_fp,
+            run=run,
+        )
+        run.write_times(student_baseline_train_time=result.seconds)
+        return record_student(run, data, settings, student, result)
 
 
 def main() -> None:

@@ -1,0 +1,117 @@
+"""The four stages end to end on a tiny demo: what they write, reuse, and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.core.paths import data_root, result_root
+from src.core.run import TIMES
+from tests.exp.conftest import TINY, TINY_TEACHER, Stage
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_four_stages_then_reuse(stage: Stage) -> None:
+    teacher = stage("run_teacher", *TINY, *TINY_TEACHER)
+    assert teacher.code == 0, teacher.err
+    control = stage("run_teacher", *TINY, "teacher=knn", "teacher.export.top_k=30")
+    assert control.code == 0, control.err
+    baseline = stage("run_student_baseline", *TINY, *TINY_TEACHER)
+    assert baseline.code == 0, baseline.err
+    distilled = stage("run_distill", *TINY, *TINY_TEACHER)
+    assert distilled.code == 0, distilled.err
+    compared = stage("run_eval_all", *TINY, *TINY_TEACHER)
+    assert compared.code == 0, compared.err
+
+    # every run leaves its configuration, state, times, metrics and ranks behind
+    ids = None
+    for run in (teacher, baseline, distilled):
+        assert run.folder is not None
+        assert _json(run.folder / "status.json")["state"] == "completed"
+        assert (run.folder / ".hydra" / "overrides.yaml").is_file()
+        assert (run.folder / "run.log").stat().st_size > 0
+        assert "commit" in _json(run.folder / "git_info.json")
+        metrics = _json(run.folder / "metrics" / "metrics.json")
+        assert metrics["n_test"] == len(np.load(run.folder / "metrics" / "test_ranks.npy"))
+        assert {"Recall@10", "NDCG@10", "HitRatio@10"} <= metrics["test"].keys() & metrics["valid"].keys()
+        these = np.load(run.folder / "metrics" / "test_sample_ids.npy")
+        ids = these if ids is None else ids
+        assert np.array_equal(ids, these)
+    assert compared.folder is not None
+    times = _json(compared.folder / "metrics" / "time.json")
+    assert set(times) == set(TIMES) and all(v > 0 for v in times.values())
+    report = (compared.folder / "metrics" / "comparison.md").read_text()
+    assert "sasrec <- ilora" in report and "Paired differences" in report
+    assert "sasrec <- ilora" in compared.out
+    assert (compared.folder / "plots" / "differences.png").stat().st_size > 1000
+
+    # a second time: nothing is done twice, and nothing is left lying about
+    before = sorted(p.name for p in result_root().glob("*"))
+    for name in ("run_teacher", "run_student_baseline", "run_distill"):
+        again = stage(name, *TINY, *TINY_TEACHER, "skip_if_done=true")
+        assert again.code == 0 and "done already" in again.err
+    assert sorted(p.name for p in result_root().glob("*")) == before
+
+    # without skip_if_done the store is reused, its times marked, and the metrics equal
+    again = stage("run_teacher", *TINY, *TINY_TEACHER)
+    assert again.code == 0 and again.folder is not None and teacher.folder is not None
+    assert _json(again.folder / "metrics" / "time.json") == {
+        **_json(teacher.folder / "metrics" / "time.json"),
+        "reused": True,
+    }
+    assert _json(again.folder / "metrics" / "metrics.json") == _json(teacher.folder / "metrics" / "metrics.json")
+
+
+def test_same_seed_same_baseline(stage: Stage) -> None:
+    runs = [stage("run_student_baseline", *TINY).folder for _ in range(2)]
+    first, second = (_json(run / "metrics" / "metrics.json") for run in runs if run)
+    assert first == second
+    other = stage("run_student_baseline", *TINY, "seed=1").folder
+    assert other and _json(other / "metrics" / "metrics.json")["test"] != first["test"]
+
+
+def test_distill_without_teacher_outputs(stage: Stage) -> None:
+    ended = stage("run_distill", *TINY, *TINY_TEACHER)
+    assert ended.code == 2 and "run_teacher" in ended.error_line
+    assert ended.folder and _json(ended.folder / "status.json")["state"] == "failed"
+
+
+def test_eval_without_runs(stage: Stage) -> None:
+    ended = stage("run_eval_all", *TINY)
+    assert ended.code == 2 and "run_student_baseline" in ended.error_line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["datset=demo"], "datset"),
+        (["dataset=nosuch"], "nosuch"),
+        (["student.widht=3"], "widht"),
+        (["teacher.lora.rank=8", "teacher.lora.experts=3"], "rank divisible by experts"),
+        (["dataset.min_history=0"], "dataset.min_history: found 0, expected >= 1"),
+        (["eval.select_metric=MRR@10"], "MRR@10"),
+        (["distill.lam=-1"], "distill.lam: found -1"),
+        (["dataset.split_ratio=[0.5,0.1,0.1]"], "sum to 1"),
+        (["dataset=movielens", "dataset.raw_dir=/nonexistent", "dataset.download=false"], "/nonexistent"),
+        (["dataset.min_history=500"], "split"),
+    ],
+)
+def test_bad_input_is_one_line(stage: Stage, overrides: list[str], says: str) -> None:
+    ended = stage("run_student_baseline", *TINY, *overrides)
+    assert ended.code == 2
+    assert says in ended.error_line
+    assert not list(data_root().glob("processed/*/*/manifest.json"))
+    if ended.folder:  # Hydra's own errors come before there is a folder
+        assert _json(ended.folder / "status.json")["state"] == "failed"
+
+
+def test_all_configuration_problems_at_once(stage: Stage) -> None:
+    ended = stage("run_teacher", *TINY, "dataset.min_history=0", "student.batch_size=0", "distill.lam=-1")
+    line = ended.error_line
+    assert ended.code == 2 and all(k in line for k in ("min_history", "batch_size", "lam"))
