@@ -1,0 +1,235 @@
+"""The students' encoders: a history of item ids in, one vector per sequence out.
+
+Letters: B batch, L columns of the history, N items, H width, D width of the sequence vector (H; wider
+for Caser). Histories are [B, L] int64, newest item last, padded on the left with 0; every row has at
+least one item (`datamodule.Samples` and `serving` check it).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Student(nn.Module):
+    """What all students share: an input item table, and a linear output layer over the catalogue.
+
+    `item_table` arguments replace the input table [N+1, H] for one call (distillation fuses the
+    teacher's embeddings into it); row 0 of a table is never read.
+
+    Args:
+        n_items: catalogue size N.
+        max_history: most columns of a history.
+        width: H.
+        output_width: D.
+        tie_output: score with the input table's rows (needs D == H).
+        std: standard deviation of the initial item vectors.
+    """
+
+    def __init__(
+        self, n_items: int, max_history: int, width: int, output_width: int, tie_output: bool, std: float
+    ):
+        super().__init__()
+        self.n_items, self.max_history, self.width, self.output_width = (
+            n_items,
+            max_history,
+            width,
+            output_width,
+        )
+        self.items = nn.Embedding(n_items + 1, width, padding_idx=0)
+        nn.init.normal_(self.items.weight, std=std)
+        with torch.no_grad():
+            self.items.weight[0] = 0
+        # nn.Linear's own initialisation when untied, as in the official code.
+        self.output = None if tie_output else nn.Linear(output_width, n_items)
+        self.output_bias = nn.Parameter(torch.zeros(n_items)) if tie_output else None
+
+    def item_table(self) -> Tensor:
+        """[N+1, H] input item vectors, row 0 zeros."""
+        return self.items.weight
+
+    def embed(self, history: Tensor, item_table: Tensor | None) -> Tensor:
+        """[B, L, H] item vectors; zeros, and no gradient, at padding."""
+        if history.shape[1] > self.max_history:
+            raise ValueError(
+                f"a history of {history.shape[1]} columns; this student has {self.max_history} positions"
+            )
+        vectors = F.embedding(history, self.item_table() if item_table is None else item_table, padding_idx=0)
+        return vectors if item_table is None else vectors * (history > 0).unsqueeze(-1)
+
+    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+        """The sequence vector at the newest item, [B, D]."""
+        raise NotImplementedError
+
+    def output_vectors(self, item_table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Vectors [N, D] and biases [N] that score the catalogue; row c belongs to item c+1."""
+        if self.output is not None:
+            return self.output.weight, self.output.bias
+        return (self.item_table() if item_table is None else item_table)[1:], self.output_bias
+
+    def score(self, hidden: Tensor, item_table: Tensor | None = None) -> Tensor:
+        """Scores [B, N] of the whole catalogue; column c scores item c+1."""
+        vectors, bias = self.output_vectors(item_table)
+        return F.linear(hidden, vectors, bias)
+
+    def score_items(self, hidden: Tensor, items: Tensor, item_table: Tensor | None = None) -> Tensor:
+        """Scores [B, K] of the item ids `items` [B, K], without scoring the others."""
+        vectors, bias = self.output_vectors(item_table)
+        columns = items - 1
+        return (F.embedding(columns, vectors) * hidden.unsqueeze(1)).sum(-1) + bias[columns]
+
+    def forward(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+        """Scores [B, N] of the catalogue after `history` [B, L]."""
+        return self.score(self.encode(history, item_table), item_table)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; `newest_only` computes (and returns) the newest position alone."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm_attention, self.norm_ffn = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.project = nn.Linear(width, width)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor, newest_only: bool) -> Tensor:
+        """x [B, L, H], mask [B, 1, L, L] True where a query may look -> [B, L, H] or [B, 1, H]."""
+        normed = self.norm_attention(x)
+        if newest_only:
+            x, mask = x[:, -1:], mask[:, :, -1:]
+        q = self._split(self.query(normed[:, -1:] if newest_only else normed))
+        k, v = (self._split(t) for t in self.key_value(normed).chunk(2, dim=-1))
+        p = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        x = x + F.dropout(self.project(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        return x + F.dropout(self.ffn(self.norm_ffn(x)), self.dropout, self.training)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, L, H] -> [B, heads, L, H / heads]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class SASRec(Student):
+    """SASRec (Kang and McAuley, ICDM 2018) in its modern form: pre-norm blocks, GELU, positions counted
+    from the newest item, so that padding on the left changes nothing."""
+
+    def __init__(
+        self,
+        n_items: int,
+        max_history: int,
+        width: int,
+        blocks: int,
+        heads: int,
+        dropout: float,
+        tie_output: bool,
+    ):
+        # Item vectors of about unit length, so that tied scores start near zero, yet not all alike.
+        super().__init__(n_items, max_history, width, width, tie_output, std=width**-0.5)
+        self.positions = nn.Parameter(
+            torch.randn(max_history, width) * width**-0.5
+        )  # last row: the newest item
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+
+    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+        columns = history.shape[1]
+        x = self.dropout(self.embed(history, item_table) + self.positions[self.max_history - columns :])
+        seen = torch.ones(columns, columns, dtype=torch.bool, device=history.device).tril()
+        itself = torch.eye(columns, dtype=torch.bool, device=history.device)
+        # A padding position looks at itself only: a row without any key would be NaN. Nobody looks at it.
+        mask = ((seen & (history > 0)[:, None, :]) | itself).unsqueeze(1)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, newest_only=i == len(self.blocks) - 1)
+        return self.norm(x[:, -1])
+
+
+class SASRecDLLM2Rec(Student):
+    """SASRec exactly as DLLM2Rec's official code has it: one block, one head, norms after the residuals.
+
+    x = Dropout(E[seq] + P); h = LN1(x); queries from h, keys and values from x; a = attention + h;
+    g = LN2(a); f = LN_ff(Dropout(W2 relu(W1 g)) + g); z = LN3(f) at the newest item. Positions count
+    from the oldest item. Only the newest query is computed: with one block no other reaches the output.
+    """
+
+    def __init__(self, n_items: int, max_history: int, width: int, dropout: float, tie_output: bool):
+        super().__init__(n_items, max_history, width, width, tie_output, std=0.01)
+        self.positions = nn.Embedding(max_history, width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm_1, self.norm_2, self.norm_ffn, self.norm_3 = (nn.LayerNorm(width) for _ in range(4))
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.ffn_in, self.ffn_out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+        real = history > 0
+        from_oldest = (real.cumsum(1) - 1).clamp(min=0)
+        x = self.dropout(self.embed(history, item_table) + self.positions(from_oldest)) * real.unsqueeze(-1)
+        h = self.norm_1(x[:, -1])
+        weights = (self.key(x) @ self.query(h).unsqueeze(-1)).squeeze(-1) * self.width**-0.5
+        weights = self.dropout(weights.masked_fill(~real, float("-inf")).softmax(dim=1))
+        g = self.norm_2((weights.unsqueeze(1) @ self.value(x)).squeeze(1) + h)
+        f = self.norm_ffn(self.dropout(self.ffn_out(F.relu(self.ffn_in(g)))) + g)
+        return self.norm_3(f)
+
+
+def oldest_first(history: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Histories re-aligned to the left: [B, L] left padded -> ([B, columns] right padded, lengths [B])."""
+    length = (history > 0).sum(1)
+    source = torch.arange(columns, device=history.device) + (history.shape[1] - length).unsqueeze(1)
+    past_end = source >= history.shape[1]
+    aligned = history.gather(1, source.clamp(max=history.shape[1] - 1)).masked_fill(past_end, 0)
+    return aligned, length
+
+
+class GRU4Rec(Student):
+    """GRU4Rec (Hidasi et al., ICLR 2016): the last hidden state of a GRU over the history.
+
+    The GRU runs over the re-aligned history, so that it starts at the oldest item, and is read at the
+    newest one: padding behind it cannot reach that state.
+    """
+
+    def __init__(
+        self, n_items: int, max_history: int, width: int, layers: int, dropout: float, tie_output: bool
+    ):
+        super().__init__(n_items, max_history, width, width, tie_output, std=0.01)
+        self.dropout = nn.Dropout(dropout)
+        self.gru = nn.GRU(width, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+
+    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+        aligned, length = oldest_first(history, history.shape[1])
+        states, _ = self.gru(self.dropout(self.embed(aligned, item_table)))
+        return self.dropout(states[torch.arange(len(states), device=states.device), length - 1])
+
+
+class Caser(Student):
+    """Caser (Tang and Wang, WSDM 2018) without user vectors, as in DLLM2Rec's official code.
+
+    The history's vectors are an image [L, H]: horizontal filters of several heights with a maximum over
+    time, and one vertical filter over the L positions (counted from the oldest item).
+    """
+
+    HEIGHTS = (2, 3, 4)
+    FILTERS = 16  # horizontal filters per height
+
+    def __init__(self, n_items: int, max_history: int, width: int, dropout: float):
+        heights = [h for h in self.HEIGHTS if h <= max_history]
+        super().__init__(n_items, max_history, width, self.FILTERS * len(heights) + width, False, std=0.01)
+        # A filter over the whole width is a 1-d convolution with the width as its channels.
+        self.horizontal = nn.ModuleList(nn.Conv1d(width, self.FILTERS, h) for h in heights)
+        self.vertical = nn.Linear(max_history, 1)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (*self.horizontal, self.vertical):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.constant_(layer.bias, 0.1)
+
+    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+        aligned, _ = oldest_first(history, self.max_history)
+        image = self.embed(aligned, item_table).transpose(1, 2)  # [B, H, L]
+        across = [F.relu(conv(image)).amax(dim=-1) for conv in self.horizontal]
+        down = F.relu(self.vertical(image)).squeeze(-1)
+        return self.dropout(torch.cat([*across, down], dim=1))

@@ -1,0 +1,68 @@
+"""Settings of a student (`conf/student/*.yaml`); no heavy import here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.core.config import setting
+
+ARCHITECTURES = ("sasrec", "sasrec_dllm2rec", "gru4rec", "caser")
+BASE_LOSSES = ("ce", "bce", "gbce")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """A sequential recommender, its loss and its training."""
+
+    name: str = setting("name in paths and tables")
+    architecture: str = setting("what encodes a history", choices=ARCHITECTURES)
+    width: int = setting("width H of item vectors and hidden states", ge=1)
+    blocks: int = setting("transformer blocks or GRU layers", ge=1)
+    heads: int = setting("attention heads", ge=1)
+    dropout: float = setting("dropout rate", ge=0.0, lt=1.0)
+    tie_output: bool = setting("score with the input item table instead of a second one")
+    loss: str = setting(
+        "recommendation loss, the same for baseline and distilled", choices=(*BASE_LOSSES, "dros")
+    )
+    label_smoothing: float = setting(
+        "share of the target's mass spread over the catalogue (ce)", ge=0.0, lt=1.0
+    )
+    negatives: int = setting("sampled negatives per sample (gbce; bce takes one)", ge=1)
+    gbce_t: float = setting("calibration t of gBCE: 0 plain BCE, 1 fully calibrated", ge=0.0, le=1.0)
+    dros_base: str = setting("loss that the DROS term is added to (loss=dros)", choices=BASE_LOSSES)
+    dros_alpha: float = setting("weight of the DROS term (loss=dros)", ge=0.0)
+    dros_beta: float = setting("temperature of the DROS term, its robust radius", gt=0.0)
+    optimizer: str = setting("adam (decay as an L2 penalty) or adamw (decoupled)", choices=("adam", "adamw"))
+    lr: float = setting("learning rate", gt=0.0)
+    weight_decay: float = setting("weight decay", ge=0.0)
+    batch_size: int = setting("samples per step", ge=1)
+    max_epochs: int = setting("epochs at most", ge=1)
+    patience: int = setting("epochs without a better validation metric before training stops", ge=1)
+    device: str = setting(
+        "auto takes CUDA when there is one", choices=("auto", "cpu", "cuda"), in_fingerprint=False
+    )
+    compile: bool = setting("fuse the step's kernels with torch.compile (minutes of compilation once)")
+    precision: str = setting("of the training step; evaluation is always fp32", choices=("fp32", "bf16"))
+
+    @property
+    def base_loss(self) -> str:
+        """The loss without its DROS term."""
+        return self.dros_base if self.loss == "dros" else self.loss
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.architecture == "sasrec" and self.width % self.heads:
+            out.append(f"heads: found {self.heads} with width={self.width}, expected a divisor of the width")
+        if self.architecture == "sasrec_dllm2rec" and (self.blocks, self.heads) != (1, 1):
+            out.append(
+                f"blocks, heads: found {self.blocks}, {self.heads}, expected 1, 1 with sasrec_dllm2rec"
+            )
+        if self.architecture == "caser" and self.tie_output:
+            out.append(
+                "tie_output: found true with caser, expected false (its hidden state is wider than the items)"
+            )
+        if self.label_smoothing and self.base_loss != "ce":
+            out.append(
+                f"label_smoothing: found {self.label_smoothing} with loss={self.base_loss}, expected 0"
+            )
+        return out

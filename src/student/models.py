@@ -1,0 +1,106 @@
+"""Students by configuration, and the official DLLM2Rec weights in our layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from src.core.errors import UserError
+from src.student.architectures import Caser, GRU4Rec, SASRec, SASRecDLLM2Rec, Student
+from src.student.config import StudentConfig
+
+
+def build_student(config: StudentConfig, n_items: int, max_history: int) -> Student:
+    """A student with fresh weights (from PyTorch's global generator: seed it first).
+
+    Args:
+        n_items: catalogue size N.
+        max_history: most items of a history, L.
+    """
+    c = config
+    if c.architecture == "sasrec":
+        return SASRec(n_items, max_history, c.width, c.blocks, c.heads, c.dropout, c.tie_output)
+    if c.architecture == "sasrec_dllm2rec":
+        return SASRecDLLM2Rec(n_items, max_history, c.width, c.dropout, c.tie_output)
+    if c.architecture == "gru4rec":
+        return GRU4Rec(n_items, max_history, c.width, c.blocks, c.dropout, c.tie_output)
+    return Caser(n_items, max_history, c.width, c.dropout)
+
+
+def device_of(name: str) -> torch.device:
+    """The device that `student.device` names.
+
+    Raises:
+        UserError: cuda is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("student.device=cuda and no CUDA device", "auto or cpu", "student.device")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def fold_item_table(student: Student, item_table: Tensor) -> None:
+    """Make `item_table` [N+1, H] the student's own: serving needs no teacher embeddings, scores stay."""
+    student.items.weight.copy_(item_table)
+    student.items.weight[0] = 0
+
+
+_OFFICIAL_NAMES = {
+    "item_embeddings.": "items.",
+    "s_fc.": "output.",
+    "positional_embeddings.": "positions.",
+    "ln_1.": "norm_1.",
+    "ln_2.": "norm_2.",
+    "ln_3.": "norm_3.",
+    "mh_attn.linear_q.": "query.",
+    "mh_attn.linear_k.": "key.",
+    "mh_attn.linear_v.": "value.",
+    "feed_forward.w_1.": "ffn_in.",
+    "feed_forward.w_2.": "ffn_out.",
+    "feed_forward.layer_norm.": "norm_ffn.",
+    "gru.": "gru.",
+    "horizontal_cnn.": "horizontal.",
+    "vertical_cnn.": "vertical.",
+}
+
+
+def from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A state dict of the official DLLM2Rec students in our layout.
+
+    The official item table is 0-based with the padding row last; ours is 1-based with zeros at row 0.
+
+    Args:
+        state: of the official SASRec, GRU or Caser (no output tying).
+
+    Returns:
+        the student's state dict, for a strict load; and the projector of the LLM embeddings
+        (`weight` [H, E], `bias` [H]), empty where the state has none.
+
+    Raises:
+        UserError: an unknown key.
+    """
+    student, projector = {}, {}
+    for key, official in state.items():
+        if key.startswith("fc_"):
+            projector[key.rpartition(".")[2]] = official
+            continue
+        prefix = next((p for p in _OFFICIAL_NAMES if key.startswith(p)), None)
+        if prefix is None:
+            raise UserError(f"{key} in the official state dict", "a key of SASRec, GRU or Caser", "the file")
+        name = _OFFICIAL_NAMES[prefix] + key.removeprefix(prefix)
+        student[name] = _in_our_layout(name, official).contiguous()
+    return student, projector
+
+
+def _in_our_layout(name: str, official: Tensor) -> Tensor:
+    if name == "items.weight":
+        return torch.cat([torch.zeros_like(official[-1:]), official[:-1]])
+    if name in ("ffn_in.weight", "ffn_out.weight"):
+        return official.squeeze(-1)  # [H, H, 1]: convolutions of length one
+    if name.startswith("horizontal.") and name.endswith("weight"):
+        return official.squeeze(1).transpose(1, 2)  # [filters, 1, height, H] -> [filters, H, height]
+    if name == "vertical.weight":
+        return official.flatten(1)  # [1, 1, L, 1] -> [1, L]
+    return official

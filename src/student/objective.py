@@ -1,0 +1,140 @@
+"""What a training step minimises: the student together with whatever is trained beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.core.data_utils import InteractionData
+from src.core.seed import derive
+from src.student import losses
+from src.student.architectures import Student
+from src.student.config import StudentConfig
+from src.student.datamodule import Batch, Samples
+
+
+class Objective(nn.Module):
+    """Base of what `trainer_baseline.fit` trains; its parameters and buffers are the checkpoint.
+
+    Distillation derives from it: projectors and the teacher's tensors are submodules and buffers
+    (`persistent=False` for what is rebuilt from the store).
+    """
+
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+
+    def start_epoch(self, epoch: int, samples: Samples) -> None:
+        """Called before each epoch's first step: set random streams, prepare tensors in `samples`' order."""
+
+    def item_table(self) -> Tensor | None:
+        """The input table [N+1, H] that evaluation uses; None for the student's own."""
+        return None
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its parts for the log (scalars, detached).
+
+        The loss is [B], one value per sample before the sample weights (the trainer weighs and
+        averages), or a scalar that has weighed the samples itself.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self, config: StudentConfig) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer; biases, norms and position vectors are not decayed by adamw."""
+        if config.optimizer == "adam":
+            return [{"params": list(self.parameters()), "weight_decay": config.weight_decay}]
+        decayed = [p for p in self.parameters() if p.dim() >= 2]
+        others = [p for p in self.parameters() if p.dim() < 2]
+        return [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+
+class RecommendationLoss(nn.Module):
+    """`student.loss`, the same for baseline and distilled: [B] from sequence vectors or scores.
+
+    Args:
+        config: the loss and its settings.
+        data: for catalogue size and, with dros, the items' training counts.
+        seed: of the stream that draws negatives.
+    """
+
+    def __init__(self, config: StudentConfig, data: InteractionData, seed: int):
+        super().__init__()
+        self.config, self.n_items, self.seed = config, data.n_items, seed
+        ps = torch.from_numpy(losses.propensity(data.train_counts()[1:])).float()
+        self.register_buffer("propensity", ps, persistent=False)
+        self._generator: torch.Generator | None = None
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the loss reads the whole score matrix."""
+        return self.config.loss in ("ce", "dros")
+
+    def start_epoch(self, epoch: int) -> None:
+        self._generator = torch.Generator(self.propensity.device).manual_seed(
+            derive(self.seed, "negatives", epoch)
+        )
+
+    def negatives(self, batch: Batch) -> Tensor | None:
+        """[B, K] fresh negatives for the base loss (K = 1 for bce); None for ce, which needs none."""
+        if self.config.base_loss == "ce":
+            return None
+        count = 1 if self.config.base_loss == "bce" else self.config.negatives
+        return losses.sample_negatives(batch.history, batch.target, self.n_items, count, self._generator)
+
+    def forward(
+        self,
+        student: Student,
+        hidden: Tensor,
+        batch: Batch,
+        negatives: Tensor | None,
+        scores: Tensor | None = None,
+        item_table: Tensor | None = None,
+    ) -> Tensor:
+        """[B] losses before sample weights.
+
+        Args:
+            hidden: [B, D] sequence vectors.
+            negatives: of `negatives(batch)`, drawn by the caller so that other terms can share them.
+            scores: [B, N] where the caller has them; else scored here, only the items that the loss reads.
+            item_table: as in `student.score`.
+        """
+        c = self.config
+        if scores is None and self.needs_scores:
+            scores = student.score(hidden, item_table)
+        columns = batch.target - 1
+        if c.base_loss == "ce":
+            loss = losses.ce(scores, columns, c.label_smoothing)
+        else:
+            items = torch.cat([batch.target.unsqueeze(1), negatives], dim=1)
+            if scores is None:
+                values = student.score_items(hidden, items, item_table)
+            else:
+                values = scores.gather(1, items - 1)
+            if c.base_loss == "bce":
+                loss = losses.bce(values[:, 0], values[:, 1])
+            else:
+                loss = losses.gbce(values[:, 0], values[:, 1:], self.n_items, c.gbce_t)
+        if c.loss == "dros":
+            terms = losses.dro_terms(scores, columns.unsqueeze(1), self.propensity, c.dros_beta)
+            loss = loss + c.dros_alpha * terms.squeeze(1)
+        return loss
+
+
+class BaselineObjective(Objective):
+    """The student with its own recommendation loss alone."""
+
+    def __init__(self, student: Student, config: StudentConfig, data: InteractionData, seed: int):
+        super().__init__(student)
+        self.recommendation = RecommendationLoss(config, data, seed)
+
+    def start_epoch(self, epoch: int, samples: Samples) -> None:
+        self.recommendation.start_epoch(epoch)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden = self.student.encode(batch.history)
+        return self.recommendation(self.student, hidden, batch, self.recommendation.negatives(batch)), {}

@@ -1,0 +1,271 @@
+"""The one training loop of all students: baseline, distilled, and the teacher's frozen encoder.
+
+Resume is exact: each epoch's order, dropout and negatives come from streams that seed and epoch
+determine, and the checkpoint after an epoch holds the rest (weights, optimizer, selection, best so
+far). A run that was stopped in the middle of an epoch repeats that epoch, with the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.logging import get_logger, progress
+from src.core.metrics import EvalConfig
+from src.core.run import Run, Stopwatch, check_stop
+from src.core.seed import seed_everything
+from src.student.architectures import Student
+from src.student.checkpoint import load_checkpoint, save_checkpoint
+from src.student.config import StudentConfig
+from src.student.datamodule import Samples, Selection
+from src.student.evaluator import rank_samples
+from src.student.models import build_student, device_of
+from src.student.objective import BaselineObjective, Objective
+
+# (epoch, objective, [n] mean losses of the last epoch's samples, in the selection's order; None before
+# the first epoch) -> the samples of this epoch, or None to go on with the last ones.
+Refresh = Callable[[int, Objective, np.ndarray | None], Selection | None]
+log = get_logger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a training has come; everything that a resumed run must know beside tensors."""
+
+    epoch: int = 0  # epochs done
+    best_epoch: int = 0
+    best_value: float = float("-inf")
+    finished: bool = False
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` reports: epochs count from 1, `history` has one entry per epoch."""
+
+    best_epoch: int
+    best_value: float
+    epochs: int
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def fit(
+    objective: Objective,
+    data: InteractionData,
+    config: StudentConfig,
+    eval_config: EvalConfig,
+    *,
+    seed: int,
+    folder: Path,
+    fingerprint: str,
+    run: Run | None = None,
+    selection: Selection | None = None,
+    refresh: Refresh | None = None,
+) -> FitResult:
+    """Train until validation stops improving; the objective ends with the best epoch's weights.
+
+    Args:
+        objective: on `config.device`; its student is evaluated after every epoch.
+        seed: of all random streams.
+        folder: place of the checkpoint; training goes on from the one that lies there.
+        fingerprint: what this training computes; a checkpoint of another one is refused.
+        run: for TensorBoard.
+        selection: the training samples; None takes the whole training split.
+        refresh: asked before every epoch for new samples.
+
+    Raises:
+        UserError: a loss or score is not finite, or the checkpoint does not belong here.
+        Interrupted: a signal came; the checkpoint of the last whole epoch lies in `folder`.
+    """
+    device = next(objective.parameters()).device
+    path = folder / "checkpoint.pt"
+    optimizer = _optimizer(objective, config)
+    valid = Samples(data, Selection(data.splits["valid"]), device)
+    state = load_checkpoint(path, fingerprint)
+    if state is None:
+        done, best, losses = Progress(), None, None
+        selection = selection or Selection(data.splits["train"])
+    else:
+        done, best, losses, selection = _restore(state, objective, optimizer)
+        log.info("going on after epoch %d of %s", done.epoch, path)
+    samples = Samples(data, selection, device)
+    watch = Stopwatch(done.seconds)
+
+    while not done.finished:
+        epoch = done.epoch
+        if refresh is not None and (new := refresh(epoch, objective, losses)) is not None:
+            samples = Samples(data, new, device)
+        seed_everything(seed, "epoch", epoch)
+        objective.start_epoch(epoch, samples)
+        objective.train()
+        started = watch.seconds()
+        losses, parts = _train_epoch(objective, samples, config, optimizer, seed, epoch)
+        trained = watch.seconds()
+        metrics = validate(objective, valid, eval_config)
+        done.history.append(
+            {
+                "epoch": epoch + 1,
+                "loss": float(losses.mean()),
+                **parts,
+                "samples_per_s": len(samples) / (trained - started),
+                **{f"valid/{name}": metric for name, metric in metrics.items()},
+            }
+        )
+        if (value := metrics[eval_config.select_metric]) > done.best_value:
+            done.best_epoch, done.best_value = epoch + 1, value
+            best = {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
+        done.epoch = epoch + 1
+        done.finished = done.epoch >= config.max_epochs or done.epoch - done.best_epoch >= config.patience
+        done.seconds = watch.seconds()
+        _report(done, config, eval_config.select_metric, run)
+        save_checkpoint(path, _state(fingerprint, done, objective, optimizer, best, losses, samples))
+        check_stop()
+    objective.load_state_dict(best)
+    log.info("best epoch %d: valid %s %.4f", done.best_epoch, eval_config.select_metric, done.best_value)
+    return FitResult(done.best_epoch, done.best_value, done.epoch, done.seconds, done.history)
+
+
+def _train_epoch(
+    objective: Objective,
+    samples: Samples,
+    config: StudentConfig,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    epoch: int,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """One pass; returns the samples' losses [n] and the mean of each part of the loss."""
+    device, steps = samples.device, -(-len(samples) // config.batch_size)
+    compute = torch.compile(objective, dynamic=False) if config.compile else objective
+    losses = torch.empty(len(samples), device=device)
+    finite = torch.empty(steps, dtype=torch.bool, device=device)
+    sums: dict[str, Tensor] = {}
+    batches = progress(samples.shuffled(config.batch_size, seed, epoch), f"epoch {epoch + 1}", total=steps)
+    for step, batch in enumerate(batches):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, parts = compute(batch)
+        total = (loss * batch.weight).mean() if loss.dim() else loss
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        losses[batch.rows] = loss.detach().float()
+        finite[step] = total.detach().isfinite()
+        for name, part in parts.items():
+            sums[name] = sums.get(name, 0.0) + part.detach() * len(batch)
+        # A GPU is asked now and then only: every question makes it wait.
+        if device.type == "cpu" or step % 64 == 63 or step == steps - 1:
+            _check_finite(finite[: step + 1], epoch)
+        check_stop()
+    return losses.cpu().numpy(), {name: float(value) / len(samples) for name, value in sums.items()}
+
+
+def _check_finite(finite: Tensor, epoch: int) -> None:
+    if not bool(finite.all()):
+        step = int((~finite).nonzero()[0]) + 1
+        raise UserError(
+            f"the loss is not finite at step {step} of epoch {epoch + 1}",
+            "a finite loss",
+            "student.lr, student.precision or the loss's settings",
+        )
+
+
+def validate(objective: Objective, valid: Samples, eval_config: EvalConfig) -> dict[str, float]:
+    """Metrics of the student as it stands, history items ranked or excluded as `eval.exclude_history` says."""
+    with torch.no_grad():
+        table = objective.item_table()
+    student, batch_size = objective.student, eval_config.batch_size
+    ranks = rank_samples(student, None, None, batch_size, valid.device, item_table=table, samples=valid)
+    return ranks.metrics(eval_config)
+
+
+def _optimizer(objective: Objective, config: StudentConfig) -> torch.optim.Optimizer:
+    made = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return made(objective.parameter_groups(config), lr=config.lr, fused=True)
+
+
+def _state(
+    fingerprint: str,
+    done: Progress,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor] | None,
+    losses: np.ndarray,
+    samples: Samples,
+) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint,
+        "progress": asdict(done),
+        "objective": objective.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "best": best,
+        "losses": torch.from_numpy(losses),
+        "sample_ids": torch.from_numpy(samples.selection.sample_ids),
+        "weights": torch.from_numpy(samples.selection.weights),
+    }
+
+
+def _restore(
+    state: dict[str, Any], objective: Objective, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor], np.ndarray, Selection]:
+    objective.load_state_dict(state["objective"])
+    optimizer.load_state_dict(state["optimizer"])
+    selection = Selection(state["sample_ids"].numpy(), state["weights"].numpy())
+    return Progress(**state["progress"]), state["best"], state["losses"].numpy(), selection
+
+
+def _report(done: Progress, config: StudentConfig, metric: str, run: Run | None) -> None:
+    entry = done.history[-1]
+    log.info(
+        "epoch %d/%d: loss %.4f, valid %s %.4f (best %.4f at %d), %.0f samples/s",
+        done.epoch,
+        config.max_epochs,
+        entry["loss"],
+        metric,
+        entry[f"valid/{metric}"],
+        done.best_value,
+        done.best_epoch,
+        entry["samples_per_s"],
+    )
+    if run is not None:
+        for name, value in entry.items():
+            if name != "epoch":
+                run.scalar(name if "/" in name else f"train/{name}", value, done.epoch)
+
+
+def train_student(
+    config: StudentConfig,
+    data: InteractionData,
+    eval_config: EvalConfig,
+    *,
+    seed: int,
+    folder: Path,
+    fingerprint: str,
+    run: Run | None = None,
+    selection: Selection | None = None,
+) -> tuple[Student, FitResult]:
+    """A freshly initialised student trained with its own loss alone; arguments as in `fit`."""
+    device = device_of(config.device)
+    seed_everything(seed, "student")
+    student = build_student(config, data.n_items, data.max_history)
+    objective = BaselineObjective(student, config, data, seed).to(device)
+    result = fit(
+        objective,
+        data,
+        config,
+        eval_config,
+        seed=seed,
+        folder=folder,
+        fingerprint=fingerprint,
+        run=run,
+        selection=selection,
+    )
+    return student.eval(), result
