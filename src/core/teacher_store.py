@@ -40,6 +40,7 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
 SCORE_KINDS = ("distance", "log_likelihood")
 _ARRAYS = {"sample_ids": np.int64, "rankings": np.int32, "scores": np.float32, "target_scores": np.float32}
+_CHECKED_AT_ONCE = 65_536  # rows: the copies that checking makes stay small whatever the store's size
 log = get_logger(__name__)
 
 
@@ -61,7 +62,7 @@ class TeacherRows:
 
     def check(self, n_items: int, score_kind: str, where: str) -> None:
         """Raises UserError unless shapes, dtypes, ids, order and finiteness keep the contract."""
-        n, k = self.rankings.shape if self.rankings.ndim == 2 else (-1, -1)
+        n, k = self.sample_ids.size, self.rankings.shape[1] if self.rankings.ndim == 2 else 0
         fix = "the teacher that wrote them, and export again"
         for name, dtype in _ARRAYS.items():
             array = getattr(self, name)
@@ -70,18 +71,24 @@ class TeacherRows:
                 raise UserError(
                     f"{where}: {name} is {array.dtype} {array.shape}", f"{np.dtype(dtype)} {shape}", fix
                 )
+        ids, counts = np.unique(self.sample_ids, return_counts=True)
+        if (counts > 1).any():
+            raise UserError(f"{where}: sample {ids[counts > 1][0]} stands {counts.max()} times", "once", fix)
+        for at in range(0, n, _CHECKED_AT_ONCE):
+            part = slice(at, at + _CHECKED_AT_ONCE)
+            rows = TeacherRows(**{name: np.asarray(getattr(self, name)[part]) for name in _ARRAYS})
+            rows._check_values(n_items, score_kind, where, fix)
+
+    def _check_values(self, n_items: int, score_kind: str, where: str, fix: str) -> None:
         for name in ("scores", "target_scores"):
-            bad = ~np.isfinite(getattr(self, name)).reshape(n, -1).all(axis=1)
+            bad = ~np.isfinite(getattr(self, name)).reshape(len(self.sample_ids), -1).all(axis=1)
             if bad.any():
                 raise UserError(
                     f"{where}: {name} of sample {self.sample_ids[bad][0]} are not finite",
                     "finite scores",
                     fix,
                 )
-        ids, counts = np.unique(self.sample_ids, return_counts=True)
-        if (counts > 1).any():
-            raise UserError(f"{where}: sample {ids[counts > 1][0]} stands {counts.max()} times", "once", fix)
-        if n and (self.rankings.min() < 1 or self.rankings.max() > n_items):
+        if self.rankings.size and (self.rankings.min() < 1 or self.rankings.max() > n_items):
             raise UserError(
                 f"{where}: item ids {self.rankings.min()}..{self.rankings.max()}", f"1..{n_items}", fix
             )
@@ -91,8 +98,10 @@ class TeacherRows:
             raise UserError(
                 f"{where}: sample {self.sample_ids[twice][0]} ranks an item twice", "unique items", fix
             )
-        step = np.diff(self.scores, axis=1)
-        wrong = ((step < 0) if score_kind == "distance" else (step > 0)).any(axis=1)
+        wrong = self.scores[:, 1:] < self.scores[:, :-1]
+        if score_kind == "log_likelihood":
+            wrong = self.scores[:, 1:] > self.scores[:, :-1]
+        wrong = wrong.any(axis=1)
         if wrong.any():
             raise UserError(
                 f"{where}: scores of sample {self.sample_ids[wrong][0]} are not best first for score_kind={score_kind}",
@@ -123,6 +132,8 @@ class StoreWriter:
         ids = np.unique(sample_ids)
         if len(ids) != len(sample_ids):
             raise UserError("sample ids repeat", "each sample once", "the selection policy")
+        if len(ids) == 0:
+            raise UserError("no samples to rank", "at least one sample per split", "teacher.export or active")
         return [ids[i : i + self.shard_size] for i in range(0, len(ids), self.shard_size)]
 
     def export(
@@ -189,11 +200,8 @@ class StoreWriter:
         for split, sample_ids in splits.items():
             shards = self.shards(sample_ids)
             for ids in shards:
-                load_manifest(
-                    self._shard(split, ids),
-                    {"n_samples": len(ids)},
-                    f"delete {self.partial} and export again",
-                )
+                shard = self._shard(split, ids)
+                load_manifest(shard, {"n_samples": len(ids)}, f"delete {shard} and export again")
             for name, dtype in _ARRAYS.items():
                 first = load_npy(self._shard(split, shards[0]) / f"{name}.npy")
                 shape = (len(sample_ids), *first.shape[1:])
@@ -244,6 +252,13 @@ class TeacherStore:
         self.manifest = load_manifest(
             folder, {"format_version": FORMAT_VERSION, "dataset_fingerprint": dataset_fingerprint}, fix
         )
+        for key in ("top_k", "n_items", "embedding_dim"):
+            if type(value := self.manifest.get(key)) is not int or value < 1:
+                raise UserError(f"{folder / MANIFEST}: {key} is {value!r}", "a teacher-output store's", fix)
+        if (kind := self.manifest.get("score_kind")) not in SCORE_KINDS:
+            raise UserError(
+                f"{folder / MANIFEST}: score_kind is {kind!r}", f"one of {', '.join(SCORE_KINDS)}", fix
+            )
 
     @property
     def top_k(self) -> int:
@@ -255,10 +270,22 @@ class TeacherStore:
 
     def item_embeddings(self) -> np.ndarray:
         """[N+1, D] float32, row 0 zeros."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        table = load_file(self.folder / "item_embeddings.safetensors")["item_embeddings"]
+        file = self.folder / "item_embeddings.safetensors"
+        fix = "the teacher that wrote it, and export again"
+        try:
+            table = load_file(file)["item_embeddings"]
+        except (OSError, SafetensorError, KeyError) as e:
+            raise UserError(f"{file} cannot be read: {e}", "a tensor item_embeddings", fix) from None
         check_embeddings(table, int(self.manifest["n_items"]), str(self.folder))
+        if table.shape[1] != self.manifest["embedding_dim"]:
+            raise UserError(
+                f"{file} has width {table.shape[1]}",
+                f"embedding_dim {self.manifest['embedding_dim']} of its manifest",
+                fix,
+            )
         return table
 
     def rows(self, split: str) -> TeacherRows:
@@ -266,7 +293,13 @@ class TeacherStore:
         rows = TeacherRows(
             **{name: load_npy(self.folder / split / f"{name}.npy", mmap=True) for name in _ARRAYS}
         )
-        rows.check(int(self.manifest["n_items"]), self.score_kind, f"{self.folder}/{split}")
+        where = f"{self.folder}/{split}"
+        rows.check(int(self.manifest["n_items"]), self.score_kind, where)
+        fix = "the teacher that wrote it, and export again"
+        if rows.rankings.shape[1] != self.top_k:
+            raise UserError(f"{where} has {rows.rankings.shape[1]} items per row", f"top_k {self.top_k}", fix)
+        if (np.diff(rows.sample_ids) < 0).any():
+            raise UserError(f"{where}: sample ids are not ascending", "rows in the order of sample ids", fix)
         return rows
 
     def rows_of(self, split: str, sample_ids: np.ndarray) -> TeacherRows:
