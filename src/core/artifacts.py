@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is missing", "the file of a completed run", "the run that writes it"
         ) from None
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RecursionError) as e:
         raise UserError(
             f"{path} cannot be read: {e}", "a JSON file", "delete its folder and run again"
         ) from None
@@ -81,8 +81,10 @@ def save_npy(path: Path, array: np.ndarray) -> None:
 def load_npy(path: Path, mmap: bool = False) -> np.ndarray:
     """Raises UserError when the file is missing, truncated or holds objects."""
     try:
+        with open(path, "rb") as f:
+            np.lib.format.read_magic(f)  # np.load would take an archive as well
         return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+    except Exception as e:  # a damaged header ends in whatever the parser of its text meets
         raise UserError(
             f"{path} cannot be read: {e}", "a complete .npy file", "delete its folder and run again"
         ) from None
@@ -149,8 +151,7 @@ def load_manifest(folder: Path, expect: Mapping[str, Any], fix: str) -> dict[str
         if manifest.get(key) != value:
             raise UserError(f"{folder}: {key} is {manifest.get(key)!r}", repr(value), fix)
     for name, digest in manifest["files"].items():
-        file = (folder / name).resolve()
-        if not file.is_relative_to(folder.resolve()) or not file.is_file():
+        if (file := _file_below(folder, name)) is None:
             raise UserError(f"{folder}: {name} is missing", "every file of the manifest", fix)
         if sha256_file(file) != digest:
             raise UserError(
@@ -178,6 +179,15 @@ def lock(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[No
 def now() -> str:
     """The time as ISO 8601 with its zone, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _file_below(folder: Path, name: str) -> Path | None:
+    """The file `name` of `folder`; None where there is none, or the name leads out of the folder."""
+    try:
+        file = (folder / name).resolve()
+        return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
+    except (OSError, ValueError):  # too long, or with characters that no file name has
+        return None
 
 
 def _fsync(path: Path) -> None:

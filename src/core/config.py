@@ -108,7 +108,11 @@ def _convert(value: Any, hint: Any, where: str, meta: Mapping[str, Any], problem
             return None
         return tuple(_convert(v, args[0], where, meta, problems) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            problems.append(f"{where}: found a number of {value.bit_length()} bits, expected a finite number")
+            return None
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         problems.append(f"{where}: found {value!r}, expected {hint.__name__}")
         return None
