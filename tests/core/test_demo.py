@@ -20,7 +20,9 @@ def test_default_size(roots, dataset_config):
 def test_same_seed_same_log_and_other_seed_other_log(dataset_config):
     first, again = (demo.read(None, dataset_config("demo")) for _ in range(2))
     other = demo.read(None, dataset_config("demo", "dataset.demo.seed=8"))
-    assert np.array_equal(first.items, again.items) and np.array_equal(first.timestamps, again.timestamps)
+    assert np.array_equal(first.items.codes, again.items.codes)
+    assert np.array_equal(first.users.codes, again.users.codes)
+    assert np.array_equal(first.timestamps, again.timestamps)
     assert first.titles.equals(again.titles)
     assert not first.titles.equals(other.titles)
 

@@ -1,54 +1,46 @@
 """Readers of raw interaction logs: one small module per source behind one interface.
 
-A reader has two functions: `files(raw_dir)` names the raw files (their hashes enter the
-fingerprint), `read(raw_dir, config)` returns a `RawLog`. To add a source, write such a module and
-name it in `READERS`.
+To add a source, write a module with the two functions of `Reader` and name it in `READERS` (and its
+addresses in `sources.py` if it can be downloaded).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import pandas as pd
+from src.core.datasets.raw import Ids, RawLog, RawSplits, encode, seconds, title_series
 
 if TYPE_CHECKING:
-    from src.core.data_utils import DatasetConfig
+    from src.core.datasets.config import DatasetConfig
 
 # name in `dataset.reader` -> module
 READERS = {
     "demo": "src.core.datasets.demo",
+    "csv": "src.core.datasets.csv_log",
     "movielens_100k": "src.core.datasets.movielens",
+    "movielens_1m": "src.core.datasets.movielens",
+    "movielens_10m": "src.core.datasets.movielens",
+    "movielens_20m": "src.core.datasets.movielens",
+    "movielens_32m": "src.core.datasets.movielens",
+    "movietweetings": "src.core.datasets.movietweetings",
+    "lastfm_hetrec": "src.core.datasets.lastfm_hetrec",
+    "ilora": "src.core.datasets.ilora",
+    "steam": "src.core.datasets.steam",
+    "amazon_2014": "src.core.datasets.amazon",
+    "amazon_2018": "src.core.datasets.amazon",
 }
 
-
-@dataclass(frozen=True)
-class RawLog:
-    """A log in file order.
-
-    Attributes:
-        users, items: [M] raw ids, both int64 or both of any sortable type of their own.
-        timestamps: [M] int64, seconds.
-        ratings: [M] float32, or None where the source has none.
-        titles: title of each raw item id (index); must cover `items`.
-    """
-
-    users: np.ndarray
-    items: np.ndarray
-    timestamps: np.ndarray
-    ratings: np.ndarray | None
-    titles: pd.Series
+__all__ = ["READERS", "Ids", "RawLog", "RawSplits", "Reader", "encode", "reader", "seconds", "title_series"]
 
 
 class Reader(Protocol):
-    def files(self, raw_dir: Path) -> list[Path]:
-        """The raw files; raises UserError when one is missing."""
+    def files(self, raw_dir: Path, config: DatasetConfig) -> list[Path]:
+        """The raw files (their hashes enter the fingerprint); raises UserError when one is missing."""
 
-    def read(self, raw_dir: Path, config: DatasetConfig) -> RawLog:
-        """The log; raises UserError with file and line where it cannot be parsed."""
+    def read(self, raw_dir: Path, config: DatasetConfig) -> RawLog | RawSplits:
+        """The data; raises UserError with file and line where it cannot be parsed."""
 
 
 def reader(name: str) -> Reader:

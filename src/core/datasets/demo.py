@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from src.core.datasets import RawLog
+from src.core.datasets import RawLog, encode, title_series
 from src.core.seed import numpy_stream
 
 if TYPE_CHECKING:
-    from src.core.data_utils import DatasetConfig, DemoConfig
+    from src.core.datasets.config import DatasetConfig, DemoConfig
 
 # One line per theme: adjectives; nouns. Neighbours share a word or two on purpose.
 _THEMES = [
@@ -77,7 +76,7 @@ _STAY, _SUCCESSOR, _MOOD_DRIFT, _MOOD_WEIGHT = 0.55, 0.21, 0.05, 4.0
 _ZIPF, _LATE_SHARE, _YEAR_START, _DAY = 0.8, 0.08, 1_577_836_800, 86_400
 
 
-def files(raw_dir: Path) -> list[Path]:
+def files(raw_dir: Path, config: DatasetConfig) -> list[Path]:
     """None: the settings alone determine the log."""
     return []
 
@@ -89,11 +88,12 @@ def read(raw_dir: Path, config: DatasetConfig) -> RawLog:
     users, items, times = _walks(demo, group, mood)
     order = np.lexsort((users, times))
     return RawLog(
-        users=users[order] + 1,
-        items=items[order] + 1,
+        users=encode(users[order] + 1),
+        items=encode(items[order] + 1),
         timestamps=times[order],
         ratings=None,
-        titles=pd.Series(titles, index=np.arange(1, demo.items + 1)),
+        titles=title_series(range(1, demo.items + 1), titles, Path("generated")),
+        path=Path("generated"),
     )
 
 
@@ -103,12 +103,16 @@ def _items(demo: DemoConfig) -> tuple[np.ndarray, np.ndarray, list[str]]:
     group = rng.permutation(np.arange(demo.items) % demo.groups)
     mood = rng.integers(len(_MOODS), size=demo.items)
     titles: list[str] = []
-    taken: dict[str, int] = {}
-    for g, m in zip(group, mood, strict=True):
-        adjectives, nouns = (words.split() for words in _THEMES[g])
-        title = f"{_MOODS[m]} {rng.choice(adjectives)} {rng.choice(nouns)}"
-        taken[title] = taken.get(title, 0) + 1
-        titles.append(title if taken[title] == 1 else f"{title} {taken[title]}")  # a sequel, as in "Alien 2"
+    unused: dict[tuple[int, int], list[str]] = {}
+    part: dict[tuple[int, int], int] = {}
+    for key in zip(group.tolist(), mood.tolist(), strict=True):
+        if not unused.get(key):
+            adjectives, nouns = (words.split() for words in _THEMES[key[0]])
+            pairs = [f"{adjective} {noun}" for adjective in adjectives for noun in nouns]
+            unused[key] = [pairs[i] for i in rng.permutation(len(pairs))]
+            part[key] = part.get(key, 0) + 1
+        sequel = f" {part[key]}" if part[key] > 1 else ""  # all pairs of words are taken: "Alien 2"
+        titles.append(f"{_MOODS[key[1]]} {unused[key].pop()}{sequel}")
     return group, mood, titles
 
 

@@ -12,14 +12,25 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
+import numpy as np
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from src.core.errors import UserError
 
-_ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+class Id(str):
+    """Column type: raw ids of any kind, read as a dictionary (`raw.encode` numbers them)."""
+
+
+_ARROW_TYPES = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    Id: pa.dictionary(pa.int32(), pa.string()),
+}
 _UNIT_SEPARATOR = "\x1f"
 _LONGEST_FIELD = 64 * 1024 * 1024
 
@@ -47,12 +58,12 @@ def read_table(
     encoding: str = "utf8",
     header: bool = False,
     quoted: bool = False,
-) -> pd.DataFrame:
+) -> pa.Table:
     """Read some columns of a delimited text file with exact types.
 
     Args:
         sep: separator, one character or more (`::`).
-        columns: name -> int, float or str. With `header` they are looked up by name, else they are
+        columns: name -> int, float, str or Id. With `header` they are looked up by name, else they are
             the file's first columns.
         n_columns: columns of every line, when there are more than `columns` names.
         quoted: fields may be in double quotes and hold separators and line breaks.
@@ -67,44 +78,50 @@ def read_table(
     except (pa.ArrowException, UnicodeDecodeError) as e:
         _explain(path, sep, columns, n_columns, encoding, header, quoted)
         raise UserError(f"{path} cannot be parsed: {e}", "a text table", str(path)) from None
-    frame = table.to_pandas()
-    if frame.empty:
-        raise UserError(f"{path} has no rows", "a table with rows", str(path))
+    _require_rows(path, table)
     for name, kind in columns.items():
-        if kind is float and not (abs(frame[name]) < math.inf).all():
+        if kind is float and not np.isfinite(table.column(name).to_numpy()).all():
             _explain(path, sep, columns, n_columns, encoding, header, quoted)
-    return frame
+    return table
 
 
-def read_parquet(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+def read_parquet(path: Path, columns: Mapping[str, type]) -> pa.Table:
     """Read some columns of a parquet file as `read_table` does: exact types, nothing missing.
 
     Raises:
         UserError: no parquet file, a missing column, a null, a value that is not of its type.
     """
     try:
-        table = pa_parquet.read_table(path, columns=None)
+        file = pa_parquet.ParquetFile(path)
+        _require_columns(path, columns, file.schema_arrow.names)
+        table = file.read(columns=list(dict.fromkeys(columns)))
     except (pa.ArrowException, OSError) as e:
         raise UserError(f"{path} cannot be read: {e}", "a parquet file", str(path)) from None
-    _require_columns(path, columns, table.column_names)
-    out = {}
-    for name, kind in columns.items():
-        column = table.column(name)
-        if pa.types.is_timestamp(column.type) and kind is int:
-            column = column.cast(pa.timestamp("s"), safe=False)
-        if column.null_count:
-            row = column.combine_chunks().is_null().index(True).as_py()
-            raise UserError(
-                f"{path} row {row + 1}: {name} is null", f"{kind.__name__} in every row", str(path)
-            )
-        try:
-            out[name] = column.cast(_ARROW_TYPES[kind])
-        except pa.ArrowException as e:
-            raise UserError(f"{path}: column {name} ({column.type}): {e}", kind.__name__, str(path)) from None
-    frame = pa.table(out).to_pandas()
-    if frame.empty:
+    _require_rows(path, table)
+    return pa.table({name: _cast(path, name, table.column(name), kind) for name, kind in columns.items()})
+
+
+def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: type) -> pa.ChunkedArray:
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise UserError(f"{path} row {row + 1}: {name} is null", "a value in every row", str(path))
+    try:
+        if kind is str and pa.types.is_timestamp(column.type):
+            return pc.strftime(column, "%Y-%m-%dT%H:%M:%S")
+        if kind is Id:
+            return column.cast(pa.string()).dictionary_encode()
+        column = column.cast(_ARROW_TYPES[kind])
+    except pa.ArrowException as e:
+        raise UserError(f"{path}: column {name} ({column.type}): {e}", _KINDS[kind], str(path)) from None
+    if kind is float and not np.isfinite(values := column.to_numpy()).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise UserError(f"{path} row {row + 1}: {name} is {values[row]}", _KINDS[float], str(path))
+    return column
+
+
+def _require_rows(path: Path, table: pa.Table) -> None:
+    if table.num_rows == 0:
         raise UserError(f"{path} has no rows", "a table with rows", str(path))
-    return frame
 
 
 def _parse(
@@ -213,11 +230,11 @@ def _explain(
             raise UserError(f"{path} line {line}: {len(row)} columns", f"{width} columns", str(path))
         for name, kind in columns.items():
             value = row[place[name]]
-            if kind is not str and not _is_number(value, kind):
+            if kind in (int, float) and not _is_number(value, kind):
                 raise UserError(f"{path} line {line}: {name} is {value!r}", _KINDS[kind], str(path))
 
 
-_KINDS = {int: "an integer", float: "a finite number"}
+_KINDS = {int: "an integer", float: "a finite number", str: "text", Id: "ids"}
 
 
 def _is_number(text: str, kind: type) -> bool:

@@ -1,0 +1,130 @@
+"""Settings of a dataset: `conf/dataset/*.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.core.config import setting
+from src.core.datasets import READERS
+from src.core.splits import PROTOCOLS, parse_time
+
+FORMAT_VERSION = 2  # of a prepared folder; enters the fingerprint
+MISSING_TITLES = ("error", "drop", "id")
+DUPLICATE_TITLES = ("keep", "drop", "merge")
+REPEATS = ("keep", "first", "last", "consecutive")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Sizes of the generated dataset (`reader: demo`)."""
+
+    users: int = setting("number of users", ge=2)
+    items: int = setting("number of items", ge=30)
+    groups: int = setting("latent item groups, visible in the titles' words", ge=2, le=16)
+    interactions_per_user: int = setting("mean length of a user's log", ge=4)
+    seed: int = setting("seed of the generator", ge=0)
+
+
+@dataclass(frozen=True)
+class CsvConfig:
+    """The user's own files (`reader: csv`); .csv, .tsv or .parquet."""
+
+    interactions: str = setting("file of the log, in raw_dir")
+    items: str = setting("file of the items, in raw_dir")
+    user: str = setting("column of the log: user id")
+    item: str = setting("column of the log: item id")
+    timestamp: str = setting("column of the log: seconds, milliseconds or ISO 8601")
+    rating: str | None = setting("column of the log: rating; null: none")
+    item_id: str = setting("column of the items: item id")
+    title: str = setting("column of the items: title")
+    encoding: str = setting("encoding of text files")
+
+
+@dataclass(frozen=True)
+class AmazonConfig:
+    """Which part of the reviews (`reader: amazon_2014`, `amazon_2018`)."""
+
+    category: str = setting("category as in the files' names, e.g. Video_Games")
+
+
+@dataclass(frozen=True)
+class IloraConfig:
+    """Split files in iLoRA's form (`reader: ilora`)."""
+
+    strip_target: bool = setting("drop a target that stands as the newest history item, instead of stopping")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """`conf/dataset/*.yaml`: where a log comes from and how samples are cut from it."""
+
+    name: str = setting("name in paths and tables")
+    reader: str = setting("raw format", choices=tuple(READERS))
+    raw_dir: str | None = setting("folder of the raw files; null: data/raw/<name>", in_fingerprint=False)
+    download: bool = setting("fetch the raw files when they are missing", in_fingerprint=False)
+    bad_times: str = setting("times before 1970: error or drop", choices=("error", "drop"))
+    missing_titles: str = setting("items without a title", choices=MISSING_TITLES)
+    duplicate_titles: str = setting("items with another item's title", choices=DUPLICATE_TITLES)
+    min_rating: float | None = setting("keep interactions rated at least so; null: every rating")
+    repeats: str = setting("interactions of a user with an item it had before", choices=REPEATS)
+    k_core_users: int | None = setting("fewest interactions of a user, with k_core_items until stable", ge=1)
+    k_core_items: int | None = setting("fewest interactions of an item", ge=1)
+    min_history: int = setting("fewest earlier interactions of a sample", ge=1)
+    short_users: str = setting(
+        "users with no sample by min_history: drop, or keep their last row", choices=("drop", "last")
+    )
+    max_history: int = setting("history items a model sees (the newest)", ge=1)
+    min_target_rating: float | None = setting(
+        "fewest stars of a target (history keeps all); null: every rating"
+    )
+    split: str = setting("which samples are train, valid, test", choices=tuple(PROTOCOLS))
+    split_ratio: tuple[float, ...] = setting("shares of train, valid, test", ge=0.0, le=1.0)
+    split_times: tuple[str, ...] | None = setting("first times of valid and test, instead of split_ratio")
+    split_seed: int = setting("seed of user_split", ge=0)
+    demo: DemoConfig | None = setting("sizes of the generated dataset")
+    csv: CsvConfig | None = setting("the user's own files")
+    amazon: AmazonConfig | None = setting("part of the Amazon reviews")
+    ilora: IloraConfig | None = setting("split files in iLoRA's form")
+
+    def problems(self) -> list[str]:
+        out = []
+        if len(self.split_ratio) != 3 or abs(sum(self.split_ratio) - 1.0) > 1e-9:
+            out.append(f"split_ratio: found {list(self.split_ratio)}, expected three shares that sum to 1")
+        group = {"amazon_2014": "amazon", "amazon_2018": "amazon"}.get(self.reader, self.reader)
+        for name in ("demo", "csv", "amazon", "ilora"):
+            if (getattr(self, name) is not None) != (name == group):
+                found = "null" if name == group else "settings"
+                out.append(f"{name}: found {found} with reader={self.reader}")
+        if (self.split == "official") != (self.reader == "ilora"):
+            out.append(f"split: found {self.split} with reader={self.reader}; official is for split files")
+        if self.split == "official":
+            out.extend(
+                f"{key}: found {getattr(self, key)!r}, but split files are taken as they are"
+                for key, neutral in _FILTERS_OFF.items()
+                if getattr(self, key) != neutral
+            )
+        if self.split_times is not None:
+            out.extend(self._time_problems())
+        return out
+
+    def _time_problems(self) -> list[str]:
+        if self.split != "global_time":
+            return [f"split_times: found with split={self.split}, expected split=global_time"]
+        try:
+            times = [parse_time(t) for t in self.split_times or ()]
+        except ValueError as e:
+            return [f"split_times: {e}"]
+        if len(times) != 2 or times[0] >= times[1]:
+            return [f"split_times: found {list(self.split_times or ())}, expected two ascending times"]
+        return []
+
+
+_FILTERS_OFF = {
+    "min_rating": None,
+    "min_target_rating": None,
+    "repeats": "keep",
+    "k_core_users": None,
+    "k_core_items": None,
+    "duplicate_titles": "keep",
+    "short_users": "drop",
+}

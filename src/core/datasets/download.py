@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def fetch_missing(config, folder):
+    return
