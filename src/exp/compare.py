@@ -108,19 +108,24 @@ def find_rows(settings: Settings, data: InteractionData) -> list[Row]:
             for name, paths in named.items()
         }
         return [load_row(name, folders, data) for name, folders in runs.items()]
-    seeds = [settings.with_seed(s) for s in (settings.compare.seeds or (settings.seed,))]
-    teachers = [settings] + [settings.with_teacher(name) for name in settings.compare.teachers]
-    rows = [load_row(settings.student.name, _runs("student_baseline", [s.baseline_fp for s in seeds]), data)]
-    unique = {s.teacher_fp: s for s in reversed(teachers)}
-    for variant in sorted(unique.values(), key=teachers.index):
-        required = variant is settings
-        teacher = _runs("teacher", [variant.teacher_fp], required)
-        if teacher:
+    seeds = settings.compare.seeds or (settings.seed,)
+    student = settings.student.name
+
+    def distilled(name: str, variant: Settings, required: bool = False) -> list[Row]:
+        runs = _runs("distill", [variant.with_seed(s).distill_fp for s in seeds], required)
+        return [load_row(name, runs, data)] if runs else []
+
+    rows = [
+        load_row(student, _runs("student_baseline", [settings.with_seed(s).baseline_fp for s in seeds]), data)
+    ]
+    others = [settings.variant([f"teacher={name}"]) for name in settings.compare.teachers]
+    for variant in [settings, *(o for o in others if o.teacher_fp != settings.teacher_fp)]:
+        own = variant is settings
+        if teacher := _runs("teacher", [variant.teacher_fp], required=own):
             rows.append(load_row(variant.teacher.name, teacher, data))
-        fingerprints = [variant.with_seed(s.seed).distill_fp for s in seeds]
-        distilled = _runs("distill", fingerprints, required)
-        if distilled:
-            rows.append(load_row(f"{settings.student.name} <- {variant.teacher.name}", distilled, data))
+        rows += distilled(f"{student} <- {variant.teacher.name}", variant, required=own)
+    for name, overrides in settings.compare.variants.items():
+        rows += distilled(name, settings.variant(overrides))
     return rows
 
 
@@ -132,7 +137,10 @@ def _runs(stage: str, fingerprints: list[str], required: bool = True) -> list[Pa
             "one run per stage and seed of this configuration",
             f"nothing here: run src.exp.run_{stage} with the same overrides first (or name runs in compare.runs)",
         )
-    return [] if None in runs else runs
+    if None in runs:
+        log.info("no completed %s run with fingerprint %s: not shown", stage, fingerprints[runs.index(None)])
+        return []
+    return runs
 
 
 def metric_table(rows: list[Row], convention: str) -> pd.DataFrame:
@@ -151,7 +159,8 @@ def metric_table(rows: list[Row], convention: str) -> pd.DataFrame:
 
 
 def differences(rows: list[Row], data: InteractionData, settings: Settings) -> pd.DataFrame:
-    """Paired differences on the test split: each model against the baseline, students against teachers.
+    """Paired differences on the test split: each model against the baseline, students against their
+    teachers, and the first distilled student (the configuration's own) against every other.
 
     Metrics beyond the length of a teacher's lists are left out. `p_holm` is adjusted over the family:
     all comparisons and metrics of one convention.
@@ -161,6 +170,8 @@ def differences(rows: list[Row], data: InteractionData, settings: Settings) -> p
     pairs = [(a, b) for a in baseline for b in rows if b is not a]
     teachers = {r.name: r for r in rows if r.kind == "teacher"}
     pairs += [(teachers[t], r) for r in rows if (t := r.name.partition(" <- ")[2]) in teachers]
+    distilled = [r for r in rows if r.kind == "distilled"]
+    pairs += [(other, distilled[0]) for other in distilled[1:]]
     tables = []
     for convention in CONVENTIONS:
         lines = []

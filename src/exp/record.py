@@ -135,3 +135,12 @@ def record_student(
     save_student(run.dir / "models" / "student", student, settings.student, data, fields)
     trained = {"best_epoch": result.best_epoch, "epochs": result.epochs, "history": result.history, **extra}
     return record(run, data, settings.eval, settings.seed, valid, test, extra=trained)
+
+
+def store_note(store: TeacherStore, data: InteractionData) -> str | None:
+    """One line for the table where a teacher saw or ranked only some of the training samples."""
+    m, n = store.manifest, len(data.splits["train"])
+    trained, exported = m["trained"].get("train_samples", n), m["n_samples"]["train"]
+    if trained == exported == n:
+        return None
+    return f"{m['teacher']} was trained on {trained} and exported for {exported} of {n} training samples"

@@ -16,7 +16,7 @@ def work(settings: Settings, run: Run) -> float | None:
     from src.core.data_utils import load_dataset
     from src.core.logging import get_logger
     from src.core.teacher_store import TeacherStore
-    from src.exp.record import StoreRanks, done_before, record
+    from src.exp.record import StoreRanks, done_before, record, store_note
     from src.teacher.export import export_store
     from src.teacher.factory import build_teacher
 
@@ -41,7 +41,16 @@ def work(settings: Settings, run: Run) -> float | None:
     )
     lengths = (store.top_k, store.top_k - data.max_history)
     valid, test = StoreRanks(store, data, "valid"), StoreRanks(store, data, "test")
-    return record(run, data, settings.eval, config.seed, valid, test, lengths, {"store": str(folder)})
+    return record(
+        run,
+        data,
+        settings.eval,
+        config.seed,
+        valid,
+        test,
+        lengths,
+        {"store": str(folder), "note": store_note(store, data)},
+    )
 
 
 def main() -> None:

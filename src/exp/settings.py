@@ -27,9 +27,17 @@ class CompareConfig:
 
     runs: dict | None = setting("{row name: result folder}; null: runs of this configuration")
     teachers: tuple[str, ...] = setting("further teachers whose rows are shown where they were run")
+    variants: dict = setting("{row name: overrides} of further distilled students, shown where they were run")
     seeds: tuple[int, ...] | None = setting("seeds to average over; null: only `seed`", ge=0)
     metrics: tuple[str, ...] = setting("metrics compared pairwise")
     draws: int = setting("bootstrap draws over users", ge=100)
+
+    def problems(self) -> list[str]:
+        return [
+            f"variants.{name}: found {overrides!r}, expected a list of overrides"
+            for name, overrides in self.variants.items()
+            if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides)
+        ]
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,10 @@ class Settings:
         """The same configuration for another student seed (the teacher keeps its own)."""
         return replace(self, root=replace(self.root, seed=seed))
 
-    def with_teacher(self, name: str) -> Settings:
-        """The same configuration with another teacher of `conf/teacher`, at that file's values."""
-        kept = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith("teacher")]
-        return Settings.load(compose("config", overrides=[*kept, f"teacher={name}"]))
+    def variant(self, overrides: list[str]) -> Settings:
+        """The configuration of this command line with further overrides; another teacher comes with that
+        file's own values."""
+        task = HydraConfig.get().overrides.task
+        if any(o.startswith("teacher=") for o in overrides):
+            task = [o for o in task if not o.lstrip("+~").startswith("teacher")]
+        return Settings.load(compose("config", overrides=[*task, *overrides]))
