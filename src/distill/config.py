@@ -1,0 +1,141 @@
+"""Settings of distillation (`conf/distill`) and of sample selection (`conf/active`).
+
+Two shipped profiles: `distill=dllm2rec` is the corrected algorithm, `distill=dllm2rec_official` has every
+term as the official code computes it. Each difference that changes numbers is one key here; the equations
+stand in docs/specification/03_distill_dllm2rec_logic.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.core.config import build, setting
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """`conf/distill/*.yaml`. The recommendation loss is not here: it is `student.loss`, as in the baseline."""
+
+    name: str = setting("name in tables")
+
+    # Ranking distillation: total = student.loss + lam * L_rd.
+    lam: float = setting("weight of the ranking distillation; 0 switches it off", ge=0)
+    top_k: int = setting("teacher candidates used per sample, K", ge=1)
+    rd_loss: str = setting(
+        "per-candidate loss: bce (one negative, as the code) or ce (soft targets over the catalogue)",
+        choices=("bce", "ce"),
+    )
+    rd_negative: str = setting(
+        "bce: the negative's term: log sigma(-s) (minus) or log sigma(1 - s) (one_minus, as the code)",
+        choices=("minus", "one_minus"),
+    )
+    alpha: float = setting(
+        "weight of the DRO term within L_rd (the target's own DRO term is student.loss=dros)", ge=0
+    )
+    beta: float = setting("robustness radius of the DRO term", gt=0)
+    dro_weighting: str = setting(
+        "DRO term weighted per sample, or product of two batch means (a broadcast slip of the code)",
+        choices=("per_sample", "batch_mean"),
+    )
+    gamma_position: float = setting("share of the position weight", ge=0)
+    gamma_confidence: float = setting("share of the confidence weight", ge=0)
+    gamma_consistency: float = setting("share of the consistency weight", ge=0)
+    beta_pos: float = setting("decay of the position weight exp(-k / beta_pos), in ranks", gt=0)
+    confidence: str = setting(
+        "confidence from each candidate's distance (as the code) or from the true next item's (as the paper)",
+        choices=("candidate", "target"),
+    )
+    confidence_scaling: str = setting(
+        "distances before exp(-d): min-max scaled per row (of the target: over all rows), or raw (as the code)",
+        choices=("minmax", "none"),
+    )
+    confidence_temperature: float = setting("divides the (scaled) distances; smaller is sharper", gt=0)
+
+    # Embedding distillation.
+    embedding: str = setting(
+        "fuse: projected teacher vectors in the input table; align: a distance loss; both; none",
+        choices=("fuse", "align", "both", "none"),
+    )
+    ed_weight: float = setting("fuse: factor of the projected teacher vector", ge=0)
+    offset: bool = setting("fuse: add the student's own item vector (false: projected vector alone)")
+    align_weight: float = setting("align: weight of the distance loss", ge=0)
+    align_loss: str = setting("align: distance", choices=("cosine", "mse"))
+    align_items: int | None = setting("align: items drawn per step; null: the whole catalogue", ge=1)
+    projector: str = setting("map from the teacher's width to the student's", choices=("linear", "mlp"))
+    projector_width: int = setting("hidden width of the mlp projector", ge=1)
+    embedding_scaling: str = setting(
+        "teacher vectors as they are (as the code), or centred and scaled to unit mean square",
+        choices=("none", "standardize"),
+    )
+
+    control: str = setting(
+        "negative controls of a study: rankings shuffled among samples, embeddings permuted among items",
+        choices=("none", "shuffle_rankings", "permute_embeddings", "both"),
+    )
+    projection_dtype: str = setting(
+        "precision of the projection's product; bf16 is faster and rounds", choices=("float32", "bf16")
+    )
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the ranking distillation is on."""
+        return self.lam > 0
+
+    @property
+    def fuses(self) -> bool:
+        return self.embedding in ("fuse", "both")
+
+    @property
+    def aligns(self) -> bool:
+        return self.embedding in ("align", "both")
+
+    def problems(self) -> list[str]:
+        out = []
+        gammas = (self.gamma_position, self.gamma_confidence, self.gamma_consistency)
+        if self.ranks and not any(gammas):
+            out.append(
+                "gamma_position, gamma_confidence, gamma_consistency: found all 0, expected one above 0"
+            )
+        if not self.ranks and self.embedding == "none":
+            out.append("lam: found 0 with embedding=none, expected something to distil")
+        if self.fuses and self.ed_weight == 0:
+            out.append(f"ed_weight: found 0 with embedding={self.embedding}, expected > 0")
+        if self.embedding == "both" and not self.offset:
+            out.append("offset: found false with embedding=both, expected true: align draws the own vectors")
+        if self.aligns and self.align_weight == 0:
+            out.append(f"align_weight: found 0 with embedding={self.embedding}, expected > 0")
+        if self.control in ("shuffle_rankings", "both") and not self.ranks:
+            out.append(f"control: found {self.control} with lam=0, expected rankings to shuffle")
+        if self.control in ("permute_embeddings", "both") and self.embedding == "none":
+            out.append(f"control: found {self.control} with embedding=none, expected embeddings to permute")
+        return out
+
+
+@dataclass(frozen=True)
+class ActiveConfig:
+    """`conf/active/*.yaml`: which training samples are distilled, and with which weights."""
+
+    policy: str = setting("name in src.distill.selection_policy.POLICIES")
+    share: float | None = setting("share of the training samples to select", gt=0, le=1)
+    count: int | None = setting("number of training samples to select (instead of share)", ge=1)
+    weighted: bool = setting("selected samples weigh by the policy's score (mean 1) instead of 1")
+    refresh_every: int | None = setting("epochs between two selections; null: once, before the first", ge=1)
+    options: dict = setting("settings of this policy only; see its class")
+
+    def problems(self) -> list[str]:
+        from src.distill.selection_policy import POLICIES
+
+        policy = POLICIES.get(self.policy)
+        if policy is None:
+            return [f"policy: found {self.policy!r}, expected one of {', '.join(POLICIES)}"]
+        out: list[str] = []
+        given = [name for name in ("share", "count") if getattr(self, name) is not None]
+        if len(given) != (1 if policy.subset else 0):
+            wanted = "exactly one of share, count" if policy.subset else "neither share nor count"
+            out.append(f"share, count: found {' and '.join(given) or 'neither'}, expected {wanted}")
+        if self.refresh_every is not None and not policy.refreshable:
+            out.append(
+                f"refresh_every: found {self.refresh_every}, expected null: {self.policy} never changes"
+            )
+        build(policy.Options, self.options, "options", out)
+        return out

@@ -1,0 +1,174 @@
+"""From a teacher-output store to tensors beside the student's samples, joined by sample id.
+
+Everything is checked before the first step and prepared once, on the device: a training step gathers rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.logging import get_logger
+from src.core.seed import numpy_stream
+from src.core.teacher_store import TeacherRows, TeacherStore, locate
+from src.distill.config import DistillConfig
+from src.distill.kd_losses import confidence_weights, scale_distances, sequence_confidence, weight_entropy
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RankingSignals:
+    """The teacher's rankings beside the training samples; row i belongs to the i-th training sample.
+
+    Attributes:
+        candidates: [n, K] int32 columns of the logits (item id - 1), best first.
+        confidence: [n, K], or [n, 1] with `confidence=target`, float32.
+        weights: [n] float32: 0 where the sample is not distilled, else its selection weight.
+    """
+
+    candidates: Tensor
+    confidence: Tensor
+    weights: Tensor
+
+
+def join_rows(store: TeacherStore, data: InteractionData, top_k: int) -> TeacherRows:
+    """The store's training rows, ascending by sample id, cut to the K best.
+
+    A store may lack samples only where its manifest says that a part was exported.
+
+    Raises:
+        UserError: another catalogue or K, another embedding width than declared, foreign, missing or
+            duplicate sample ids, scores in the wrong order or not finite (TeacherRows.check).
+    """
+    where = f"{store.folder}/train"
+    check_catalogue(store, data)
+    if top_k > store.top_k:
+        raise UserError(
+            f"distill.top_k={top_k}",
+            f"<= {store.top_k}, the length of the rankings in {store.folder}",
+            "distill.top_k or teacher.export.top_k",
+        )
+    rows = store.rows("train")
+    if rows.rankings.shape[1] != store.top_k:
+        raise UserError(
+            f"{where}: {rows.rankings.shape[1]} items per ranking", f"{store.top_k}", "export again"
+        )
+    train, ids = data.splits["train"], np.asarray(rows.sample_ids)
+    _, known = locate(train, ids)
+    if not known.all():
+        raise UserError(
+            f"{where}: sample {ids[~known][0]} is no training sample ({int((~known).sum())} such rows)",
+            f"the {len(train)} training samples of {data.name}/{data.fingerprint}",
+            "teacher, and export again",
+        )
+    exported = store.manifest["n_samples"]["train"]
+    declared = store.manifest.get("n_train_split")
+    if len(ids) != exported or (len(ids) < len(train) and declared != len(train)):
+        first = train[~np.isin(train, ids)]
+        raise UserError(
+            f"{where}: {len(ids)} rows" + (f", none for sample {first[0]}" if len(first) else ""),
+            f"{exported} as the manifest says; fewer than the {len(train)} training samples only where the manifest "
+            f"says n_train_split={len(train)} (it says {declared})",
+            "teacher, and export again",
+        )
+    order = np.argsort(ids, kind="stable")
+    return TeacherRows(
+        sample_ids=ids[order],
+        rankings=np.asarray(rows.rankings[:, :top_k])[order],
+        scores=np.asarray(rows.scores[:, :top_k])[order],
+        target_scores=np.asarray(rows.target_scores)[order],
+    )
+
+
+def check_catalogue(store: TeacherStore, data: InteractionData) -> None:
+    """Raises UserError unless the store is about this catalogue."""
+    if store.manifest["n_items"] != data.n_items:
+        raise UserError(
+            f"{store.folder}: teacher outputs over {store.manifest['n_items']} items",
+            f"{data.n_items}, the catalogue of {data.name}/{data.fingerprint}",
+            "teacher or dataset",
+        )
+
+
+def ranking_signals(
+    rows: TeacherRows,
+    train_ids: np.ndarray,
+    score_kind: str,
+    config: DistillConfig,
+    seed: int,
+    device: torch.device,
+) -> RankingSignals:
+    """Tensors for the ranking distillation, for all training samples; those without a row weigh 0.
+
+    Args:
+        rows: from `join_rows`.
+        train_ids: [n] the training samples in the order in which the student's batches index them.
+        seed: of the control that shuffles rankings among samples.
+    """
+    shuffled = config.control in ("shuffle_rankings", "both")
+    count = len(rows.sample_ids)
+    source = numpy_stream(seed, "control", "rankings").permutation(count) if shuffled else slice(None)
+    sign = 1.0 if score_kind == "distance" else -1.0  # a log-likelihood enters as d = -log p
+    scaling, temperature = config.confidence_scaling, config.confidence_temperature
+    k = rows.rankings.shape[1]
+    if config.confidence == "candidate":
+        distances = sign * torch.from_numpy(rows.scores[source])
+        confidence = confidence_weights(scale_distances(distances, scaling, temperature))
+        entropy = weight_entropy(confidence)
+        log.info("teacher confidence: entropy of the weights %.3f of log K (1: all equal)", entropy.mean())
+    else:
+        distances = sign * torch.from_numpy(rows.target_scores[source])
+        confidence = sequence_confidence(scale_distances(distances, scaling, temperature), k)[:, None]
+        entropy = weight_entropy(confidence.squeeze(1))
+        log.info("teacher confidence: entropy over the samples %.3f of log n (1: all equal)", entropy)
+    columns = torch.from_numpy(rows.rankings[source] - 1)
+    if count < len(train_ids):
+        log.info(
+            "teacher rows for %d of %d training samples; the others train on their target",
+            count,
+            len(train_ids),
+        )
+    position, found = locate(rows.sample_ids, train_ids)
+    found_t, position_t = torch.from_numpy(found), torch.from_numpy(position)
+    # Samples without a row point at any valid row; their weight is 0.
+    return RankingSignals(
+        candidates=columns[position_t].to(device, torch.int32),
+        confidence=confidence[position_t].to(device, torch.float32),
+        weights=found_t.to(device, torch.float32),
+    )
+
+
+def teacher_item_vectors(
+    store: TeacherStore, data: InteractionData, config: DistillConfig, seed: int
+) -> Tensor:
+    """[N+1, D] float32 teacher vectors for the projector, row 0 zeros: scaled, and permuted by the control.
+
+    Raises:
+        UserError: another catalogue or width, non-finite values, or vectors that are all alike.
+    """
+    check_catalogue(store, data)
+    table = store.item_embeddings()
+    if table.shape[1] != store.manifest["embedding_dim"]:
+        raise UserError(
+            f"{store.folder}: item embeddings of width {table.shape[1]}",
+            f"{store.manifest['embedding_dim']} as its manifest says",
+            "the teacher, and export again",
+        )
+    items = np.array(table[1:], dtype=np.float32)
+    if config.embedding_scaling == "standardize":
+        items -= items.mean(axis=0, keepdims=True)
+        size = float(np.sqrt(np.mean(np.square(items, dtype=np.float64))))
+        if size == 0.0:
+            raise UserError(
+                f"{store.folder}: all item embeddings are equal", "vectors that differ", "the teacher"
+            )
+        items /= size
+    if config.control in ("permute_embeddings", "both"):
+        items = items[numpy_stream(seed, "control", "embeddings").permutation(len(items))]
+    return torch.from_numpy(np.concatenate([np.zeros((1, items.shape[1]), np.float32), items]))

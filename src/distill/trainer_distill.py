@@ -1,0 +1,339 @@
+"""Training a student with a teacher's rankings and item vectors: DLLM2Rec's objective in the one training loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.logging import get_logger
+from src.core.metrics import EvalConfig
+from src.core.run import Run
+from src.core.seed import derive, seed_everything
+from src.core.teacher_store import TeacherRows, TeacherStore, locate
+from src.distill import kd_losses
+from src.distill.config import ActiveConfig, DistillConfig
+from src.distill.data_bridge import RankingSignals, join_rows, ranking_signals, teacher_item_vectors
+from src.distill.projector import Projector
+from src.distill.scoring import StudentScorer
+from src.distill.selection_policy import Selection, SelectionContext, SelectionPolicy, make_policy
+from src.student.architectures import Student
+from src.student.config import StudentConfig
+from src.student.datamodule import Batch, Samples
+from src.student.losses import dro_terms, sample_negatives
+from src.student.models import build_student, device_of, fold_item_table
+from src.student.objective import Objective, RecommendationLoss
+from src.student.trainer_baseline import FitResult, fit
+
+log = get_logger(__name__)
+_COMPACT_SHARE = (
+    4  # a table of only the rows that occur pays when the catalogue has this many per history entry
+)
+
+
+class DistillObjective(Objective):
+    """student.loss + lam * L_rd + align_weight * L_align, the student reading fused item vectors.
+
+    Per sample: the trainer averages. What the policy selected and the samples' last recommendation losses
+    are buffers, so a checkpoint holds them.
+
+    Args:
+        student, student_config, data, seed: as for the baseline.
+        config: the distillation.
+        signals: the teacher's rankings in the order of `data.splits["train"]`; None when lam = 0.
+        vectors: [N+1, D] teacher item vectors; None with embedding=none.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        student_config: StudentConfig,
+        config: DistillConfig,
+        data: InteractionData,
+        seed: int,
+        signals: RankingSignals | None,
+        vectors: Tensor | None,
+    ):
+        super().__init__(student)
+        self.config, self.seed = config, seed
+        self.recommendation = RecommendationLoss(student_config, data, seed)
+        self.projector = None
+        if vectors is not None:
+            hidden = config.projector_width if config.projector == "mlp" else None
+            dtype = torch.bfloat16 if config.projection_dtype == "bf16" else torch.float32
+            self.projector = Projector(vectors, student.width, hidden, dtype)
+        self.ranks = signals is not None
+        if signals is not None:
+            gammas = (config.gamma_position, config.gamma_confidence, config.gamma_consistency)
+            self.gammas = gammas
+            position = kd_losses.position_weights(signals.candidates.shape[1], config.beta_pos)
+            self.register_buffer("position", position, persistent=False)
+            self.register_buffer("candidates", signals.candidates, persistent=False)
+            self.register_buffer("confidence", signals.confidence, persistent=False)
+            self.register_buffer("sample_weights", signals.weights)
+            self.register_buffer("sample_losses", torch.full_like(signals.weights, float("nan")))
+        self._generator: torch.Generator | None = None
+
+    def start_epoch(self, epoch: int, samples: Samples) -> None:
+        if self.ranks and len(samples) != len(self.candidates):
+            raise ValueError(
+                f"{len(samples)} samples; the teacher's rows stand beside {len(self.candidates)}"
+            )
+        self.recommendation.start_epoch(epoch)
+        self._generator = torch.Generator(samples.device).manual_seed(
+            derive(self.seed, "distill", "draws", epoch)
+        )
+
+    def item_table(self) -> Tensor | None:
+        """[N+1, H] the fused input table; None where nothing is fused."""
+        if not self.config.fuses:
+            return None
+        return kd_losses.fuse(
+            self.student.item_table(), self.projector(), self.config.ed_weight, self.config.offset
+        )
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden, table = self._encode(batch)
+        negatives = self.recommendation.negatives(batch)
+        scores = self.student.score(hidden, table) if self.ranks else None
+        loss = self.recommendation(self.student, hidden, batch, negatives, scores, table)
+        parts = {"recommendation": loss.detach().mean()}
+        if self.ranks:
+            self.sample_losses[batch.rows] = loss.detach().float()
+            ranking = self.config.lam * self._ranking(batch, scores, negatives)
+            parts["ranking"] = ranking.detach().mean()
+            loss = loss + ranking
+        if self.config.aligns:
+            align = self.config.align_weight * self._align()
+            parts["align"] = align.detach()
+            loss = loss + align
+        return loss, parts
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Sequence vectors [B, D], and the input table that scoring needs (None: the student's own).
+
+        An output layer of its own reads no input table, so then only the rows of the batch's histories are
+        fused: [M, D] instead of [N+1, D]. Not on a GPU, which would wait for their number.
+        """
+        if not self.config.fuses:
+            return self.student.encode(batch.history), None
+        separate = self.student.output is not None
+        entries = batch.history.numel()
+        if not separate or batch.history.is_cuda or self.student.n_items * _COMPACT_SHARE < entries:
+            table = self.item_table()
+            return self.student.encode(batch.history, table), None if separate else table
+        # Row 0 must stay first: students take id 0 for padding.
+        padded = torch.cat([batch.history.new_zeros(1), batch.history.flatten()])
+        rows, local = torch.unique(padded, return_inverse=True)
+        own = torch.nn.functional.embedding(rows, self.student.item_table(), padding_idx=0)
+        table = kd_losses.fuse(own, self.projector(rows), self.config.ed_weight, self.config.offset)
+        return self.student.encode(local[1:].view_as(batch.history), table), None
+
+    def _ranking(self, batch: Batch, scores: Tensor, negatives: Tensor | None) -> Tensor:
+        """[B] L_rd of every sample, 0 where it is not distilled.
+
+        Args:
+            scores: [B, N]; negatives: [B, K'] items that the recommendation loss drew, shared as in the code.
+        """
+        c = self.config
+        candidates = self.candidates[batch.rows].long()
+        candidate_scores = scores.gather(1, candidates)
+        consistent = kd_losses.consistency(scores, candidate_scores, candidates.shape[1])
+        weights = kd_losses.ranking_weights(
+            self.position, self.confidence[batch.rows], consistent, self.gammas
+        )
+        sample_weights = self.sample_weights[batch.rows]
+        if c.rd_loss == "ce":
+            terms = kd_losses.rd_ce(scores.logsumexp(dim=1), candidate_scores)
+        else:
+            if negatives is None:
+                negatives = sample_negatives(
+                    batch.history, batch.target, self.student.n_items, 1, self._generator
+                )
+            negative_scores = scores.gather(1, negatives[:, :1] - 1).squeeze(1)
+            terms = kd_losses.rd_bce(candidate_scores, negative_scores, c.rd_negative)
+        loss = (weights * terms).sum(dim=1)
+        if c.alpha > 0:
+            dro = dro_terms(scores, candidates, self.recommendation.propensity, c.beta)
+            dro = dro * kd_losses.dro_weights(weights, sample_weights, c.dro_weighting)
+            loss = loss + c.alpha * dro.sum(dim=1)
+        return sample_weights * loss
+
+    def _align(self) -> Tensor:
+        """Distance of the student's own item vectors to the projected ones, over all items or a draw of them."""
+        n_items, count = self.student.n_items, self.config.align_items
+        if count is None or count >= n_items:
+            student, teacher = self.student.item_table()[1:], self.projector()[1:]
+        else:
+            device = self.projector.table.device
+            drawn = torch.randint(1, n_items + 1, (count,), device=device, generator=self._generator)
+            student, teacher = self.student.item_table()[drawn], self.projector(drawn)
+        return kd_losses.align_loss(student, teacher, self.config.align_loss)
+
+
+class Reselect:
+    """Asks the policy before an epoch and puts its answer into the objective (`fit`'s `refresh`).
+
+    All training samples keep their recommendation loss; the selection decides which are distilled. The
+    policy's memory is a buffer of the objective, so that checkpoints hold it.
+    """
+
+    def __init__(self, policy: SelectionPolicy, train_ids: np.ndarray, objective: DistillObjective):
+        self.policy, self.train_ids = policy, train_ids
+        objective.register_buffer("policy_memory", torch.from_numpy(policy.memory.copy()))
+
+    def __call__(self, epoch: int, objective: Objective, losses: np.ndarray | None) -> None:
+        assert isinstance(objective, DistillObjective)
+        if epoch > 0:
+            self.policy.memory[:] = objective.policy_memory.cpu().numpy()
+            self.policy.update(epoch - 1, self.train_ids, objective.sample_losses.cpu().numpy())
+            objective.policy_memory.copy_(torch.from_numpy(self.policy.memory))
+        if not self.policy.due(epoch):
+            return
+        selection = self.policy.select(epoch)
+        apply_selection(objective, selection, self.train_ids)
+        log.info(
+            "epoch %d: %d of %d samples are distilled",
+            epoch + 1,
+            len(selection.sample_ids),
+            len(self.train_ids),
+        )
+
+
+def apply_selection(objective: DistillObjective, selection: Selection, train_ids: np.ndarray) -> None:
+    """Give the selected samples their weights and all others 0."""
+    position, found = locate(train_ids, selection.sample_ids)
+    if not found.all():
+        raise UserError(
+            f"selected sample {selection.sample_ids[~found][0]} is no training sample",
+            "training samples",
+            "active",
+        )
+    weights = torch.zeros(len(train_ids))
+    weights[torch.from_numpy(position)] = torch.from_numpy(selection.weights)
+    objective.sample_weights.copy_(weights)
+
+
+def train_distilled(
+    student_config: StudentConfig,
+    config: DistillConfig,
+    active: ActiveConfig,
+    data: InteractionData,
+    store: TeacherStore,
+    eval_config: EvalConfig,
+    *,
+    seed: int,
+    folder: Path,
+    fingerprint: str,
+    run: Run | None = None,
+    selection: Selection | None = None,
+) -> tuple[Student, FitResult]:
+    """A student initialised as the baseline of the same seed, trained with the teacher's outputs.
+
+    Args:
+        store: the teacher's outputs on this dataset.
+        folder, fingerprint, run: as in `fit`.
+        selection: of an offline policy; None asks `active` here, during training.
+
+    Returns:
+        the student with the best epoch's weights, teacher vectors folded into its item table: a plain
+        student that needs neither teacher nor projector and gives identical scores.
+
+    Raises:
+        UserError: teacher outputs that do not fit (data_bridge), a policy that cannot be served.
+    """
+    device = device_of(student_config.device)
+    train = np.asarray(data.splits["train"])
+    rows = join_rows(store, data, config.top_k) if config.ranks else None
+    if store.manifest.get("target_scores") == "listed":
+        refuse_listed_targets(store, config, active)
+    signals = ranking_signals(rows, train, store.score_kind, config, seed, device) if rows else None
+    vectors = teacher_item_vectors(store, data, config, seed) if config.embedding != "none" else None
+    seed_everything(seed, "student")
+    student = build_student(student_config, data.n_items, data.max_history)
+    seed_everything(seed, "projector")
+    objective = DistillObjective(student, student_config, config, data, seed, signals, vectors).to(device)
+    refresh = None
+    if rows is None:
+        if active.policy != "all" or selection is not None:
+            raise UserError(
+                f"active.policy={active.policy} with distill.lam=0", "rankings to select for", "active"
+            )
+    elif selection is not None:
+        check_selected(selection, rows)
+        apply_selection(objective, selection, train)
+    else:
+        scorer = StudentScorer(student, data, device, eval_config.batch_size, objective.item_table)
+        policy = make_policy(active, selection_context(data, rows, store.score_kind, seed, scorer, active))
+        refresh = Reselect(policy, train, objective)
+        objective.to(device)
+    result = fit(
+        objective,
+        data,
+        student_config,
+        eval_config,
+        seed=seed,
+        folder=folder,
+        fingerprint=fingerprint,
+        run=run,
+        refresh=refresh,
+    )
+    with torch.no_grad():
+        table = objective.item_table()
+    if table is not None:
+        fold_item_table(student, table)
+    return student.eval(), result
+
+
+def refuse_listed_targets(store: TeacherStore, config: DistillConfig, active: ActiveConfig) -> None:
+    """Raises UserError where a setting needs the true items' scores, which official files do not hold."""
+    for key, used in (
+        ("distill.confidence=target", config.confidence == "target"),
+        ("active.policy=teacher_confidence", active.policy == "teacher_confidence"),
+    ):
+        if used:
+            raise UserError(
+                f"{key} with {store.folder}", "a store with the scores of the true next items", key
+            )
+
+
+def selection_context(
+    data: InteractionData,
+    rows: TeacherRows,
+    score_kind: str,
+    seed: int,
+    scorer: StudentScorer | None,
+    active: ActiveConfig,
+) -> SelectionContext:
+    """What a policy sees during distillation: the samples with teacher rows, and, where it is asked again
+    in later epochs, the student in training (before training that student knows nothing)."""
+
+    def teacher(sample_ids: np.ndarray) -> TeacherRows:
+        position, _ = locate(rows.sample_ids, sample_ids)
+        return TeacherRows(**{name: values[position] for name, values in vars(rows).items()})
+
+    return SelectionContext(
+        sample_ids=rows.sample_ids,
+        targets=data.targets(rows.sample_ids),
+        item_counts=data.train_counts(),
+        seed=seed,
+        teacher=teacher,
+        score_kind=score_kind,
+        scorer=scorer if active.refresh_every is not None else None,
+    )
+
+
+def check_selected(selection: Selection, rows: TeacherRows) -> None:
+    """Raises UserError unless every selected sample has a teacher row."""
+    _, found = locate(rows.sample_ids, selection.sample_ids)
+    if not found.all():
+        raise UserError(
+            f"selected sample {selection.sample_ids[~found][0]} has no teacher row "
+            f"({int((~found).sum())} of {len(found)} missing)",
+            "an export of the selected samples",
+            "active or teacher.export, and export again",
+        )
