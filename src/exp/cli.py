@@ -67,7 +67,15 @@ def _guarded(stage: str, work: Work, cfg: DictConfig) -> float | None:
     try:
         run = Run.start(folder, stage, "")
         with stop_on_signals():
-            result = work(Settings.load(cfg), run)
+            settings = Settings.load(cfg)
+            if settings.root.dry_run:
+                from src.exp.plan import plan
+
+                for line in plan(settings, stage):
+                    log.info("plan: %s", line)
+                run.discard()
+                return None
+            result = work(settings, run)
         if run.dir.exists():  # a run that had nothing to do has removed its folder
             run.status("completed")
         return result
