@@ -6,7 +6,6 @@ log-probabilities over the catalogue for a history, and one vector per item.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from src.core.data_utils import InteractionData
-from src.core.metrics import MISSED
+from src.core.errors import UserError
+from src.core.run import Stopwatch
 from src.core.teacher_store import TeacherRows
 from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig
 
 if TYPE_CHECKING:
     from src.core.run import Run
+    from src.student.evaluator import Ranks
 
 _SCORES_AT_ONCE = 8_000_000  # elements of a [B, N] block: 64 MB in float64
 
@@ -45,9 +46,9 @@ class Filler:
         self._train_ids = np.sort(data.splits["train"] if train_ids is None else train_ids)
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
-        started = time.perf_counter()
+        watch = Stopwatch()
         self._fit(run)
-        return {"train_seconds": round(time.perf_counter() - started, 3), "reused": False}
+        return {"train_seconds": round(watch.seconds(), 3), "reused": False}
 
     def _fit(self, run: Run | None) -> None:
         raise NotImplementedError
@@ -72,21 +73,31 @@ class Filler:
         target_scores = np.empty(len(sample_ids), np.float32)
         for rows in self._batches(len(sample_ids)):
             batch = self.score_all(sample_ids[rows])
+            if not np.isfinite(batch).all():
+                raise UserError(
+                    f"{self.name}: scores are not finite", "finite scores", "the teacher's settings"
+                )
             columns = top_k(batch, k)
             rankings[rows] = columns + 1
             scores[rows] = np.take_along_axis(batch, columns, axis=1)
             target_scores[rows] = batch[np.arange(len(batch)), self.data.targets(sample_ids[rows]) - 1]
         return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
 
-    def exact_ranks(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks of the targets over the whole catalogue, by `target_ranks`: two [n] int32 arrays."""
+    def exact_ranks(self, sample_ids: np.ndarray) -> Ranks:
+        """Ranks of the targets over the whole catalogue, by the rule that students are measured with."""
+        import torch  # here: the plain fillers need it for nothing else, and it loads for seconds
+
+        from src.student.evaluator import Ranks, ranks_from_scores
+
         ranked, excluded = (np.empty(len(sample_ids), np.int32) for _ in range(2))
         for rows in self._batches(len(sample_ids)):
             ids = sample_ids[rows]
-            ranked[rows], excluded[rows] = target_ranks(
-                self.score_all(ids), self.data.histories(ids), self.data.targets(ids)
-            )
-        return ranked, excluded
+            scores = torch.from_numpy(np.array(self.score_all(ids)))
+            history = torch.from_numpy(self.data.histories(ids)).long()
+            target = torch.from_numpy(self.data.targets(ids)).long()
+            both = ranks_from_scores(scores, history, target)
+            ranked[rows], excluded[rows] = (r.numpy() for r in both)
+        return Ranks(np.asarray(sample_ids, np.int64), ranked, excluded)
 
     def _batches(self, n: int) -> list[slice]:
         size = max(1, min(self.config.export.batch_size, _SCORES_AT_ONCE // self.data.n_items))
@@ -180,6 +191,35 @@ class MarkovFiller(Filler):
         return spectral_embeddings(sp.csr_array(rows @ self._counts), self.config.dim)
 
 
+class SasrecFiller(Filler):
+    """A SASRec trained on the same samples: iLoRA's frozen encoder with the same settings is this model."""
+
+    config: SasrecConfig
+
+    def prepare(self, run: Run | None) -> Mapping[str, Any]:
+        from src.teacher.encoder import frozen_encoder
+
+        whole = np.array_equal(self._train_ids, self.data.splits["train"])
+        subset = None if whole else self._train_ids
+        self._encoder = frozen_encoder(self.config.encoder, self.data, self.config.seed, subset, run)
+        return {"train_seconds": round(self._encoder.seconds, 3), "reused": self._encoder.reused}
+
+    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
+        return self._encoder.log_probabilities(histories).numpy()
+
+    def item_embeddings(self) -> np.ndarray:
+        """[N+1, H] the input item table."""
+        return self._encoder.item_table().cpu().numpy().astype(np.float32)
+
+
+FILLERS: dict[str, type[Filler]] = {
+    "popularity": PopularityFiller,
+    "knn": KnnFiller,
+    "markov": MarkovFiller,
+    "sasrec": SasrecFiller,
+}
+
+
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Columns of the k largest scores of every row of [B, N], best first; equal scores by column.
 
@@ -193,30 +233,6 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     columns = np.nonzero(chosen)[1].reshape(n_rows, k)  # ascending within a row
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
-
-
-def target_ranks(
-    scores: np.ndarray, histories: np.ndarray, targets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of the targets, ties against them, in both conventions of `student.evaluator`.
-
-    Args:
-        scores: [B, N]; column c scores item c + 1.
-        histories: [B, L], 0 is padding.
-        targets: [B] item ids.
-
-    Returns:
-        ranked: [B] int32, 1 + the other items that score at least as high.
-        excluded: [B] int32, the same without the history's items; MISSED where the target is one.
-    """
-    at_target = np.take_along_axis(scores, np.asarray(targets)[:, None] - 1, axis=1)
-    ranked = (scores >= at_target).sum(axis=1)  # the target itself is the 1
-    ordered = np.sort(histories, axis=1)
-    first = np.concatenate([ordered[:, :1] > 0, ordered[:, 1:] != ordered[:, :-1]], axis=1) & (ordered > 0)
-    of_history = np.take_along_axis(scores, np.maximum(ordered - 1, 0), axis=1)
-    excluded = ranked - (first & (of_history >= at_target)).sum(axis=1)
-    in_history = (histories == np.asarray(targets)[:, None]).any(axis=1)
-    return ranked.astype(np.int32), np.where(in_history, MISSED, excluded).astype(np.int32)
 
 
 def spectral_embeddings(transitions: sp.csr_array, dim: int) -> np.ndarray:
