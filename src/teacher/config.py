@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from src.core.artifacts import fingerprint
 from src.core.config import build, determining, setting
 from src.student.config import StudentConfig
@@ -200,7 +202,7 @@ class TrainConfig:
         "none, or linear: a step is hybrid with probability step / steps", choices=("none", "linear")
     )
     train_projector: bool = setting("train the projector of item vectors into the LLM (the code does)")
-    precision: str = setting("arithmetic of the forward pass", choices=("no", "bf16", "fp16"))
+    precision: str = setting("arithmetic of the forward pass", choices=("no", "bf16"))
     device: str = setting("auto, cpu or cuda", choices=("auto", "cpu", "cuda"), in_fingerprint=False)
     eval_samples: int = setting("validation samples that choose the best epoch (drawn by seed)", ge=1)
     evals_per_epoch: int = setting("validations per epoch", ge=1)
@@ -299,16 +301,18 @@ def build_teacher_config(
     return build(TEACHER_CONFIGS[kind], values, where, problems)
 
 
-def encoder_fingerprint(encoder: StudentConfig, seed: int, dataset_fp: str) -> str:
-    """Identity of the frozen SASRec."""
-    return fingerprint(
-        {"version": FORMAT_VERSION, "dataset": dataset_fp, "encoder": determining(encoder), "seed": seed}
-    )
+def encoder_fingerprint(
+    encoder: StudentConfig, seed: int, dataset_fp: str, train_ids: np.ndarray | None = None
+) -> str:
+    """Identity of the frozen SASRec; `train_ids` where it does not learn from the whole training split."""
+    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "encoder": determining(encoder), "seed": seed}
+    return fingerprint(parts | ({} if train_ids is None else {"train_ids": train_ids.tolist()}))
 
 
-def model_fingerprint(config: IloraConfig, dataset_fp: str) -> str:
-    """Identity of the trained iLoRA teacher: everything but the export."""
+def model_fingerprint(config: IloraConfig, dataset_fp: str, train_ids: np.ndarray | None = None) -> str:
+    """Identity of the trained iLoRA teacher: everything but the export (and the samples of a fold)."""
     parts = {f.name: determining(getattr(config, f.name)) for f in fields(config) if f.name != "export"}
+    parts |= {} if train_ids is None else {"train_ids": train_ids.tolist()}
     return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts})
 
 

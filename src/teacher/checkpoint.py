@@ -1,0 +1,91 @@
+"""The trained parts of the teacher on disk: adapter as a plain peft folder, the rest as safetensors.
+
+The adapter is ordinary LoRA: stock peft loads it, and then acts as the uniform gate. It is never
+merged into the base weights: a merge would fix one gate for all users.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from src.core.artifacts import artifact_folder, load_manifest, write_manifest
+from src.core.errors import UserError
+from src.teacher.ilora_model import IloraModel
+
+FORMAT_VERSION = 1
+_PARTS = ("router", "projector", "head")
+
+
+def trained_state(model: IloraModel) -> dict[str, dict[str, Tensor]]:
+    """Copies of all trained tensors, by part."""
+    adapter = get_peft_model_state_dict(model.llm)
+    parts = {"adapter": adapter} | {name: getattr(model, name).state_dict() for name in _PARTS}
+    return {part: {k: v.detach().cpu().clone() for k, v in state.items()} for part, state in parts.items()}
+
+
+def load_trained_state(model: IloraModel, parts: dict[str, dict[str, Tensor]], where: str) -> None:
+    """Load what `trained_state` returned, strictly.
+
+    Raises:
+        UserError: a missing, foreign or differently shaped tensor.
+    """
+    fix = "the settings it was trained with, or train again"
+    own = trained_state(model)
+    for part, state in own.items():
+        given = parts.get(part, {})
+        for name in sorted(state.keys() ^ given.keys()):
+            raise UserError(
+                f"{where}: {part} {'lacks' if name in state else 'has an unknown'} {name}", "", fix
+            )
+        for name, tensor in state.items():
+            if given[name].shape != tensor.shape:
+                found, expected = tuple(given[name].shape), tuple(tensor.shape)
+                raise UserError(f"{where}: {part} {name} is {found}", str(expected), fix)
+    set_peft_model_state_dict(model.llm, parts["adapter"])
+    for name in _PARTS:
+        getattr(model, name).load_state_dict(parts[name], strict=True)
+
+
+def save_teacher(folder: Path, model: IloraModel, fields: dict[str, Any]) -> None:
+    """Write the trained parts to `folder` (atomically) and verify that they read back bit for bit.
+
+    Args:
+        fields: identity for the manifest (fingerprint, dataset, LLM, ...).
+    """
+    state = trained_state(model)
+    with artifact_folder(folder) as tmp:
+        model.llm.save_pretrained(tmp / "adapter", save_embedding_layers=False)
+        for name in _PARTS:
+            save_file({k: v.contiguous() for k, v in state[name].items()}, tmp / f"{name}.safetensors")
+        count = sum(t.numel() for part in state.values() for t in part.values())
+        write_manifest(tmp, {"format_version": FORMAT_VERSION, "trained_parameters": count, **fields})
+        for part, tensors in _read_parts(tmp).items():
+            for name, tensor in tensors.items():
+                if not torch.equal(tensor, state[part][name]):
+                    raise RuntimeError(f"{folder}: {part} {name} was not written as it is in memory")
+
+
+def _read_parts(folder: Path) -> dict[str, dict[str, Tensor]]:
+    parts = {"adapter": load_file(folder / "adapter" / "adapter_model.safetensors")}
+    return parts | {name: load_file(folder / f"{name}.safetensors") for name in _PARTS}
+
+
+def load_teacher(folder: Path, model: IloraModel, **expect: Any) -> dict[str, Any]:
+    """Load the trained parts from `folder` into `model`; returns the manifest.
+
+    Args:
+        expect: manifest fields that must have these values.
+
+    Raises:
+        UserError: incomplete, changed, or of another dataset, LLM or rank (both values are named).
+    """
+    fix = f"delete {folder}, or the settings it was trained with"
+    manifest = load_manifest(folder, {"format_version": FORMAT_VERSION, **expect}, fix)
+    load_trained_state(model, _read_parts(folder), str(folder))
+    return manifest

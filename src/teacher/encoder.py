@@ -1,0 +1,112 @@
+"""The frozen sequence encoder: a SASRec trained on the same split, then eval mode forever."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.artifacts import is_complete, load_manifest, lock
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.logging import get_logger
+from src.core.metrics import EvalConfig
+from src.core.paths import model_dir, work_dir
+from src.core.run import Run
+from src.student.architectures import Student
+from src.student.checkpoint import load_student_model, save_student
+from src.student.config import StudentConfig
+from src.student.trainer_baseline import train_student
+from src.teacher.config import encoder_fingerprint
+
+# The encoder's best epoch; how the run reports its own metrics has no say in it.
+_SELECTION = EvalConfig(ks=(10,), select_metric="NDCG@10", exclude_history=False, batch_size=512)
+log = get_logger(__name__)
+
+
+class FrozenEncoder:
+    """A trained SASRec that never trains again: no gradient, no dropout.
+
+    Attributes:
+        student: the model.
+        seconds: what its training took (in the run that trained it).
+        reused: whether it was there already.
+    """
+
+    def __init__(self, student: Student, seconds: float, reused: bool):
+        self.student, self.seconds, self.reused = student.eval().requires_grad_(False), seconds, reused
+
+    @property
+    def width(self) -> int:
+        return self.student.output_width
+
+    def item_table(self) -> Tensor:
+        """[N+1, E] raw input item vectors (not contextual states), row 0 zeros."""
+        return self.student.item_table().detach()
+
+    @torch.no_grad()
+    def h_seq(self, histories: np.ndarray, batch_size: int = 4096) -> Tensor:
+        """[n, L] histories -> [n, E] the last block's normed output at the newest item, on the CPU."""
+        return torch.cat([self.student.encode(h).cpu() for h in self._batches(histories, batch_size)])
+
+    @torch.no_grad()
+    def log_probabilities(self, histories: np.ndarray, batch_size: int = 1024) -> Tensor:
+        """[n, L] histories -> [n, N] log-softmax over the catalogue, on the CPU."""
+        rows = self._batches(histories, batch_size)
+        return torch.cat([torch.log_softmax(self.student(h), dim=-1).cpu() for h in rows])
+
+    def _batches(self, histories: np.ndarray, size: int) -> list[Tensor]:
+        if self.student.training:
+            raise RuntimeError("the frozen encoder is in train mode")
+        device = self.item_table().device
+        return [
+            torch.from_numpy(histories[i : i + size]).long().to(device)
+            for i in range(0, len(histories), size)
+        ]
+
+
+def frozen_encoder(
+    config: StudentConfig,
+    data: InteractionData,
+    seed: int,
+    train_ids: np.ndarray | None = None,
+    run: Run | None = None,
+) -> FrozenEncoder:
+    """The encoder for these settings, trained now if no earlier run did.
+
+    Args:
+        train_ids: the samples it learns from; None: the training split.
+        run: TensorBoard of the run that trains it.
+
+    Raises:
+        UserError: not a SASRec whose sequence and item vectors have one width.
+    """
+    from src.student.datamodule import Selection
+
+    if config.architecture not in ("sasrec", "sasrec_dllm2rec"):
+        raise UserError(f"teacher.encoder.architecture={config.architecture}", "a SASRec", "teacher.encoder")
+    subset = None if train_ids is None else np.sort(np.asarray(train_ids, np.int64))
+    fp = encoder_fingerprint(config, seed, data.fingerprint, subset)
+    folder = model_dir(data.name, "sasrec_encoder", fp)
+    fix = f"delete {folder}"
+    with lock(folder, log.info):
+        reused = is_complete(folder)
+        if not reused:
+            log.info("training the frozen encoder (%s)", config.name)
+            student, result = train_student(
+                config,
+                data,
+                _SELECTION,
+                seed=seed,
+                folder=work_dir("encoder", fp),
+                fingerprint=fp,
+                run=None,
+                selection=None if subset is None else Selection(subset),
+            )
+            fields = {"fingerprint": fp, "seed": seed, "best_epoch": result.best_epoch}
+            fields |= {"valid_ndcg10": result.best_value, "train_seconds": result.seconds}
+            save_student(folder, student, config, data, fields)
+    manifest = load_manifest(folder, {"dataset_fingerprint": data.fingerprint, "fingerprint": fp}, fix)
+    student, _ = load_student_model(folder, fingerprint=fp)
+    log.info("frozen encoder %s: valid NDCG@10 %.4f", folder, manifest["valid_ndcg10"])
+    return FrozenEncoder(student, float(manifest["train_seconds"]), reused)

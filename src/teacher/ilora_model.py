@@ -1,0 +1,151 @@
+"""The iLoRA recommender: prompt with item vectors -> gated LoRA experts -> LLM -> two read-outs.
+
+    h_seq = SASRec(history)                     frozen, [B, 64]
+    g     = softmax(router(h_seq))              [B, K], one gate for all layers and tokens of the sequence
+    x     = LLM embeddings, x[placeholder of item i] = projector(E_sasrec[i])
+    z     = LLM(x) with every adapted linear W0 x + (alpha/r) B (K rep(g) * A x)
+
+The `lm` objective reads z at the answer's tokens, the `item` objective at the last token of the prefix
+(causal attention: what follows the prefix is not visible there). (arXiv 2408.10159; 2312.02445 for the
+hybrid prompt)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.teacher.config import IloraConfig
+from src.teacher.gating import GateControl, build_router, refuse_merge
+from src.teacher.item_head import ItemHead
+from src.teacher.llm import LoadedLLM, add_lora, backbone, token_logits
+from src.teacher.prompts import IGNORE, Batch
+
+
+class Projector(nn.Sequential):
+    """SASRec's item space -> the LLM's embedding space: Linear(E, H), GELU, Linear(H, H)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+
+    @torch.no_grad()
+    def match_scale(self, vectors: Tensor, rms: float) -> None:
+        """Scale the last layer so that `vectors` [N, E] come out with the root mean square `rms`."""
+        ratio = rms / float(self(vectors).pow(2).mean().sqrt())
+        self[2].weight.mul_(ratio)
+        self[2].bias.mul_(ratio)
+
+
+class IloraModel(nn.Module):
+    """Frozen LLM with gated LoRA, router, projector and item head.
+
+    Args:
+        config: the teacher's settings.
+        llm: a frozen model; it is wrapped in place.
+        item_table: [N+1, E] the frozen SASRec's item vectors, row 0 unused.
+        train_counts: [N+1] training targets per item.
+
+    Initial weights come from PyTorch's global generator: seed it first.
+    """
+
+    def __init__(self, config: IloraConfig, llm: LoadedLLM, item_table: Tensor, train_counts: Tensor):
+        super().__init__()
+        self.bidirectional = llm.bidirectional
+        embedding = llm.model.get_input_embeddings()
+        width, hidden = item_table.shape[1], llm.width
+        self.llm = add_lora(llm.model, config.lora)
+        self.experts = config.lora.experts
+        self.gates = GateControl(self.experts)
+        self.adapted = self.gates.attach(self.llm)
+        refuse_merge(self.llm)
+        self.router = build_router(config.gate, width, self.experts)
+        self.projector = Projector(width, hidden)
+        self.projector.requires_grad_(config.train.train_projector)
+        objective = config.objective
+        n_items = len(item_table) - 1
+        self.head = ItemHead(hidden, objective.dim, n_items, objective.temperature, train_counts[1:])
+        self.head.requires_grad_(objective.item > 0)
+        self.register_buffer("item_table", item_table.float().clone(), persistent=False)
+        # Embeddings of some families are scaled inside their module: measure what it returns.
+        with torch.no_grad():
+            some = embedding(torch.arange(min(4096, embedding.weight.shape[0]))).float()
+        self.register_buffer("neutral", some.mean(dim=0), persistent=False)
+        self.projector.match_scale(self.item_table[1:], float(some.pow(2).mean().sqrt()))
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_table) - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.item_table.device
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters by part: lora, gate, projector, head."""
+        groups = {
+            "lora": [p for p in self.llm.parameters() if p.requires_grad],
+            "gate": list(self.router.parameters()),
+            "projector": list(self.projector.parameters()),
+            "head": list(self.head.parameters()),
+        }
+        return {name: [p for p in group if p.requires_grad] for name, group in groups.items()}
+
+    def gate(self, h_seq: Tensor) -> Tensor:
+        """Expert weights [B, K] of the sequences [B, E]."""
+        return self.router(h_seq)
+
+    def embed(self, batch: Batch, hybrid: bool = True) -> Tensor:
+        """Input vectors [B, T, H]: token embeddings, placeholders overwritten.
+
+        Args:
+            hybrid: placeholders carry the projected vectors of their items; else the neutral vector.
+        """
+        x = self.llm.get_input_embeddings()(batch.ids)
+        slots = batch.items > 0
+        if hybrid:
+            vectors = self.projector(self.item_table[batch.items[slots]])
+        else:
+            vectors = self.neutral.expand(int(slots.sum()), -1)
+        return x.masked_scatter(slots.unsqueeze(-1), vectors.to(x.dtype))
+
+    def states(self, batch: Batch, hybrid: bool = True) -> Tensor:
+        """Final hidden states [B, T, H]; call it inside `self.gates.use(...)` or `.uniform()`.
+
+        Batches are padded on the right: under causal attention no real token sees the padding, so no
+        mask is needed (and the attention kernel is the fast one). A bidirectional LLM gets the mask.
+        """
+        mask = batch.mask.long() if self.bidirectional else None
+        extra = {} if self.bidirectional else {"use_cache": False}
+        return backbone(self.llm)(
+            inputs_embeds=self.embed(batch, hybrid), attention_mask=mask, **extra
+        ).last_hidden_state
+
+    def readout(self, states: Tensor, batch: Batch) -> Tensor:
+        """[B, H] the state that stands for a text: its last prefix token, or the mean (bidirectional)."""
+        if self.bidirectional:
+            weights = batch.mask.unsqueeze(-1).to(states.dtype)
+            return (states * weights).sum(1) / weights.sum(1)
+        return states[torch.arange(len(batch), device=states.device), batch.readout]
+
+    def answer_losses(self, states: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of every answer token, [M] in row-major order of `batch.labels`."""
+        labels = batch.labels[:, 1:]
+        wanted = labels != IGNORE
+        return F.cross_entropy(
+            token_logits(self.llm, states[:, :-1][wanted]), labels[wanted], reduction="none"
+        )
+
+    @torch.no_grad()
+    def item_states(self, batches: list[Batch], hybrid: bool = True) -> Tensor:
+        """States [N, H] of the item texts, under the uniform gate and without dropout.
+
+        Args:
+            batches: the item texts in id order.
+        """
+        was_training = self.training
+        self.eval()
+        with self.gates.uniform():
+            states = [self.readout(self.states(b, hybrid), b) for b in (b.to(self.device) for b in batches)]
+        self.train(was_training)
+        return torch.cat(states)

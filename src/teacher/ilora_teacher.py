@@ -1,0 +1,174 @@
+"""iLoRA as a `Teacher`: puts encoder, LLM, prompts, training and ranking together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from src.core.artifacts import is_complete, lock
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.logging import get_logger
+from src.core.paths import model_dir, work_dir
+from src.core.run import Run, Stopwatch
+from src.core.seed import numpy_stream, seed_everything
+from src.core.teacher_store import TeacherRows
+from src.teacher.checkpoint import load_teacher, save_teacher
+from src.teacher.config import IloraConfig, model_fingerprint
+from src.teacher.encoder import frozen_encoder
+from src.teacher.ilora_model import IloraModel
+from src.teacher.llm import load_llm
+from src.teacher.prompts import PromptBuilder
+from src.teacher.ranking import item_vectors, rank_catalogue
+from src.teacher.samples import SampleSource
+from src.teacher.tiny_llm import tiny_llm_folder
+from src.teacher.trainer import TeacherTrainer
+
+log = get_logger(__name__)
+
+
+class IloraTeacher:
+    """See `interfaces.Teacher`. Nothing is loaded before `prepare`.
+
+    Args:
+        config: the teacher's settings.
+        data: the dataset.
+        train_ids: the samples it may learn from; None: the training split.
+    """
+
+    score_kind = "log_likelihood"
+
+    def __init__(self, config: IloraConfig, data: InteractionData, train_ids: np.ndarray | None = None):
+        self.config, self.data, self.name = config, data, config.name
+        self.subset = None if train_ids is None else np.sort(np.asarray(train_ids, np.int64))
+        self.fingerprint = model_fingerprint(config, data.fingerprint, self.subset)
+        self.folder = model_dir(data.name, "teacher", self.fingerprint)
+        self._items: Tensor | None = None
+
+    def prepare(self, run: Run | None) -> Mapping[str, Any]:
+        """Build everything; train unless a teacher of this fingerprint is there."""
+        self.accelerator = self._accelerator()
+        self.load()
+        with lock(self.folder, log.info):
+            reused = is_complete(self.folder)
+            if not reused:
+                self._train(run)
+            manifest = load_teacher(self.folder, self.model, fingerprint=self.fingerprint)
+        self.model.eval()
+        self._items = None
+        return {**manifest["training"], "reused": reused}
+
+    def load(self) -> None:
+        """Encoder, LLM, prompts and an untrained model."""
+        config, data = self.config, self.data
+        watch = Stopwatch()
+        self.encoder = frozen_encoder(config.encoder, data, config.seed, self.subset)
+        self.encoder_seconds, watch = watch.seconds(), Stopwatch()
+        folder = None
+        if config.llm.tiny is not None:
+            folder = tiny_llm_folder(
+                config.llm.tiny, config.prompt, data, config.seed, self.accelerator.device
+            )
+        llm = load_llm(config.llm, folder)
+        self.llm_seconds = watch.seconds()
+        self._check(llm.bidirectional)
+        self.builder = PromptBuilder(config.prompt, llm.tokenizer, data.titles, llm.context, config.seed)
+        self.source = SampleSource(data, self.builder, self.encoder)
+        self.llm_identity = llm.identity
+        seed_everything(config.seed, "teacher_init")
+        counts = np.bincount(data.targets(self.learnable_ids()), minlength=data.n_items + 1)
+        self.model = IloraModel(config, llm, self.encoder.item_table(), torch.from_numpy(counts))
+        self.model.to(self.accelerator.device)
+
+    def learnable_ids(self) -> np.ndarray:
+        return self.data.splits["train"] if self.subset is None else self.subset
+
+    def train_sample_ids(self) -> np.ndarray:
+        ids, count = self.learnable_ids(), self.config.train.samples
+        if count is None or count >= len(ids):
+            return ids
+        return np.sort(numpy_stream(self.config.seed, "teacher_samples").choice(ids, count, replace=False))
+
+    def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
+        return rank_catalogue(
+            self.model,
+            self.source,
+            np.asarray(sample_ids),
+            self._item_vectors(),
+            k,
+            hybrid=self.hybrid,
+            batch_size=self.config.export.batch_size,
+            fuse_sasrec=self.config.objective.fuse_sasrec,
+        )
+
+    def item_embeddings(self) -> np.ndarray:
+        vectors = self._item_vectors().float().cpu().numpy()
+        return np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
+
+    @property
+    def hybrid(self) -> bool:
+        return self.config.prompt.mode == "hybrid"
+
+    def _item_vectors(self) -> Tensor:
+        if self._items is None:
+            self._items = item_vectors(self.model, self.source, self.hybrid)
+        return self._items
+
+    def _train(self, run: Run | None) -> None:
+        config, data = self.config, self.data
+        valid = data.splits["valid"]
+        if len(valid) > config.train.eval_samples:
+            rng = numpy_stream(config.seed, "teacher_valid")
+            valid = np.sort(rng.choice(valid, config.train.eval_samples, replace=False))
+        train_ids = self.train_sample_ids()
+        counts = {name: sum(p.numel() for p in group) for name, group in self.model.parts().items()}
+        base = sum(p.numel() for p in self.model.llm.parameters()) - counts["lora"]
+        log.info("training on %d samples; base %d parameters, trained %s", len(train_ids), base, counts)
+        trainer = TeacherTrainer(
+            config,
+            self.model,
+            self.source,
+            train_ids,
+            valid,
+            work_dir("teacher", self.fingerprint),
+            self.fingerprint,
+            self.accelerator,
+            run,
+        )
+        done = trainer.fit()
+        fields = {
+            "dataset": data.name,
+            "dataset_fingerprint": data.fingerprint,
+            "fingerprint": self.fingerprint,
+            "llm": self.llm_identity,
+            "training": {
+                "train_seconds": round(self.encoder_seconds + self.llm_seconds + done.seconds, 3),
+                "encoder_seconds": round(self.encoder_seconds, 3),
+                "llm_seconds": round(self.llm_seconds, 3),
+                "train_samples": len(train_ids),
+                "steps": done.step,
+                "best_step": done.best_step,
+                "validation": done.best_value,
+            },
+        }
+        if self.accelerator.is_main_process:
+            save_teacher(self.folder, self.model, fields)
+
+    def _accelerator(self) -> Accelerator:
+        train = self.config.train
+        if train.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("teacher.train.device=cuda without a GPU", "auto or cpu", "teacher.train.device")
+        return Accelerator(cpu=train.device == "cpu", mixed_precision=train.precision)
+
+    def _check(self, bidirectional: bool) -> None:
+        if bidirectional and self.config.objective.lm > 0:
+            raise UserError(
+                f"teacher.objective.lm={self.config.objective.lm} with a bidirectional LLM",
+                "0: it cannot write an answer",
+                "teacher.objective.lm",
+            )

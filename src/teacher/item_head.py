@@ -1,0 +1,82 @@
+"""The `item` objective: user vectors against item vectors, cross-entropy over the catalogue."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ItemHead(nn.Module):
+    """Maps LLM states to user and item vectors of one space.
+
+    score(u, i) = u . v_i / (sqrt(D) * temperature) + b_i with u = LN(W_u z_u), v_i = W_i LN(z_i): the
+    user side is normalised, the norm of an item vector is free (it can carry popularity).
+
+    Args:
+        hidden: width H of the LLM's states.
+        dim: width D of the vectors.
+        n_items: catalogue size N.
+        temperature: divides the scores.
+        train_counts: [N] how often each item is a training target; b starts at their log, centred.
+    """
+
+    def __init__(self, hidden: int, dim: int, n_items: int, temperature: float, train_counts: Tensor):
+        super().__init__()
+        self.user, self.user_norm = nn.Linear(hidden, dim), nn.LayerNorm(dim)
+        self.item_norm, self.item = nn.LayerNorm(hidden), nn.Linear(hidden, dim)
+        log_counts = torch.log(train_counts.float() + 1.0)
+        self.bias = nn.Parameter(log_counts - log_counts.mean())
+        self.scale = 1.0 / (dim**0.5 * temperature)
+
+    def users(self, states: Tensor) -> Tensor:
+        """Read-out states [B, H] -> user vectors [B, D]."""
+        return self.user_norm(self.user(states.float()))
+
+    def items(self, states: Tensor) -> Tensor:
+        """States of the item texts [M, H] -> item vectors [M, D]."""
+        return self.item(self.item_norm(states.float()))
+
+    def scores(self, users: Tensor, items: Tensor, columns: Tensor | None = None) -> Tensor:
+        """[B, D] x [M, D] -> [B, M]; `columns` [M] are the catalogue columns of `items` (None: all N)."""
+        bias = self.bias if columns is None else self.bias[columns]
+        return users @ items.T * self.scale + bias
+
+
+def item_loss(
+    head: ItemHead, readout: Tensor, item_states: Tensor, targets: Tensor, columns: Tensor | None = None
+) -> Tensor:
+    """Sum over the batch of next-item cross-entropy.
+
+    Args:
+        readout: [B, H] read-out states.
+        item_states: [N, H] states of all item texts (no gradient).
+        targets: [B] item ids, 1..N.
+        columns: [M] ascending catalogue columns (id - 1) that compete, with every target among them;
+            None is the full catalogue. A sampled catalogue is corrected by nothing: the draw is uniform.
+
+    Returns:
+        scalar.
+    """
+    label = targets - 1
+    if columns is not None:
+        item_states = item_states[columns]
+        label = torch.searchsorted(columns, label)
+    scores = head.scores(head.users(readout), head.items(item_states), columns)
+    return F.cross_entropy(scores, label, reduction="sum")
+
+
+def sampled_columns(
+    targets: Tensor, n_items: int, negatives: int | None, rng: torch.Generator
+) -> Tensor | None:
+    """The columns that compete in a step: `negatives` drawn uniformly, and the batch's targets.
+
+    Args:
+        targets: [B] item ids of the whole optimizer step (CPU).
+        negatives: how many to draw; None, or as many as items, is the full catalogue.
+        rng: CPU generator.
+    """
+    if negatives is None or negatives >= n_items:
+        return None
+    drawn = torch.randperm(n_items, generator=rng)[:negatives]
+    return torch.unique(torch.cat([drawn, targets.cpu() - 1]))

@@ -1,0 +1,287 @@
+"""Prompts as token ids: prefix (instruction, history, cue), optional candidate list, answer.
+
+Each text piece is tokenised once and pieces are joined as ids. A placeholder is the sentinel
+`PLACEHOLDER` in the ids, never an entry of the tokenizer, so that no tokenizer can split it and the
+LLM's embedding matrix stays as it is; the model overwrites its embedding.
+
+Every title and entry is tokenised as it reads after a space; spaces that end a piece are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.errors import UserError
+from src.core.seed import derive, numpy_stream
+from src.teacher.config import PromptConfig, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLACEHOLDER = -1
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as tokens.
+
+    Attributes:
+        ids: [T] int64 token ids; PLACEHOLDER where an item vector goes.
+        items: [P] int64 the items of the placeholders, in order.
+        prefix: number of tokens up to and including the cue (the read-out is the last of them).
+        answer: index of the first answer token; T when there is no answer.
+    """
+
+    ids: np.ndarray
+    items: np.ndarray
+    prefix: int
+    answer: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on one side.
+
+    Attributes:
+        ids: [B, T] token ids, 0 at placeholders and padding.
+        items: [B, T] item id at placeholders, 0 elsewhere.
+        mask: [B, T] bool, real tokens.
+        readout: [B] index of the last prefix token.
+        labels: [B, T] the answer's token ids at their own positions, IGNORE elsewhere.
+    """
+
+    ids: Tensor
+    items: Tensor
+    mask: Tensor
+    readout: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def collate(examples: Sequence[Example], left: bool = False) -> Batch:
+    """Pad to the longest example, on the right (training, ranking) or the left (generation).
+
+    Raises:
+        UserError: an example has another number of placeholders than items.
+    """
+    longest = max(len(e.ids) for e in examples)
+    shape = (len(examples), longest)
+    ids, items = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    mask, labels = np.zeros(shape, bool), np.full(shape, IGNORE, np.int64)
+    readout = np.empty(len(examples), np.int64)
+    for row, e in enumerate(examples):
+        at = longest - len(e.ids) if left else 0
+        span = slice(at, at + len(e.ids))
+        slots = e.ids == PLACEHOLDER
+        if int(slots.sum()) != len(e.items) or (e.items < 1).any():
+            raise UserError(
+                f"a prompt has {int(slots.sum())} placeholders and {len(e.items)} items",
+                "one item (not padding) per placeholder",
+                "teacher.prompt",
+            )
+        ids[row, span] = np.where(slots, 0, e.ids)
+        items[row, span][slots] = e.items
+        mask[row, span] = True
+        readout[row] = at + e.prefix - 1
+        labels[row, at + e.answer : at + len(e.ids)] = e.ids[e.answer :]
+    return Batch(*(torch.from_numpy(a) for a in (ids, items, mask, readout, labels)))
+
+
+class _Wording:
+    """A template's literal pieces as ids."""
+
+    def __init__(self, template: Template, tokens: PromptTokens):
+        before, after = template.prefix.split("{history}")
+        self.before, self.cue = tokens.start + tokens.of(before, first=True), tokens.of(after)
+        before, after = template.choice.split("{candidates}")
+        self.choice, self.ask = tokens.of(before), tokens.of(after)
+
+
+class PromptTokens:
+    """The tokenizer's part of prompts: pieces as ids, start and end of a text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+        self.start: list[int] = [] if bos is None else [bos]
+        self._anchor = self._ids(":")
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def of(self, text: str, first: bool = False) -> list[int]:
+        """Ids of a piece as it is tokenised inside a text (`first`: at its start)."""
+        text = text.rstrip(" ")
+        if first or not text:
+            return self._ids(text) if text else []
+        # Tokenizers of the SentencePiece family put a space before a text that stands alone.
+        joined = self._ids(":" + text)
+        n = len(self._anchor)
+        return joined[n:] if joined[:n] == self._anchor else self._ids(text)
+
+
+class PromptBuilder:
+    """Makes examples from histories.
+
+    Args:
+        config: wordings and candidate count.
+        tokenizer: of the LLM.
+        titles: [N+1] item titles, entry 0 unused.
+        context: longest example in tokens.
+        seed: of the choice of wording and candidates.
+
+    Raises:
+        UserError: an empty or over-long title, or more candidates than the catalogue can give.
+    """
+
+    def __init__(
+        self,
+        config: PromptConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        titles: Sequence[str],
+        context: int,
+        seed: int,
+    ):
+        self.config, self.context, self.seed, self.n_items = config, context, seed, len(titles) - 1
+        self.tokens = tokens = PromptTokens(tokenizer)
+        for item, title in enumerate(titles[1:], start=1):
+            if not title.strip():
+                raise UserError(f"the title of item {item} is empty", "a title per item", "the items file")
+        self.titles = [t.strip() for t in titles]
+        self._entries = [np.empty(0, np.int64), *(self._with_slot(config.entry, t) for t in self.titles[1:])]
+        self._texts = [np.empty(0, np.int64), *(self._with_slot(config.item, t) for t in self.titles[1:])]
+        eos = tokenizer.eos_token_id
+        self._end = tokens.of(config.end) + ([] if eos is None else [eos])
+        self._answers = [
+            np.empty(0, np.int64),
+            *(np.array(tokens.of(" " + t) + self._end, np.int64) for t in self.titles[1:]),
+        ]
+        self._separator = np.array(tokens.of(config.separator), np.int64)
+        self._train = [_Wording(t, tokens) for t in config.train]
+        self._evaluation = _Wording(config.evaluation, tokens)
+        # Two items of one title cannot be told apart in a candidate list.
+        _, self._title_group = np.unique(np.array(self.titles), return_inverse=True)
+        groups = len(np.unique(self._title_group[1:]))
+        if config.candidates > groups:
+            raise UserError(
+                f"{config.candidates} candidates from {groups} titles",
+                f"at most {groups}",
+                "teacher.prompt.candidates",
+            )
+        self._check_lengths()
+
+    def _with_slot(self, text: str, title: str) -> np.ndarray:
+        body = text.removesuffix("{item}").replace("{title}", title)
+        return np.array([*self.tokens.of(" " + body.strip(" ")), PLACEHOLDER], np.int64)
+
+    def _check_lengths(self) -> None:
+        entry = np.array([len(e) for e in self._entries])
+        answer = np.array([len(a) for a in self._answers])
+        choice = 0
+        if n := self.config.candidates:
+            choice = int(np.sort(entry)[-n:].sum()) + n * len(self._separator)
+            choice += max(len(w.choice) + len(w.ask) for w in (*self._train, self._evaluation))
+        fixed = max(len(w.before) + len(w.cue) for w in (*self._train, self._evaluation)) + choice
+        worst = fixed + int(entry.max()) + int(answer.max())
+        if worst > self.context:
+            raise UserError(
+                f"a prompt with one history item needs up to {worst} tokens (longest title: item {int(entry.argmax())})",
+                f"at most {self.context}, the LLM's context",
+                "teacher.prompt, or an LLM with a longer context",
+            )
+
+    def candidates(
+        self, sample_id: int, history: np.ndarray, target: int, n: int, draw: int = 0
+    ) -> np.ndarray:
+        """[n] items in shown order: the target and n-1 others, outside the history, no title twice.
+
+        Fixed by seed, sample id and `draw`.
+        """
+        rng = numpy_stream(self.seed, "candidates", draw, int(sample_id))
+        banned = np.zeros(self.n_items + 1, bool)
+        banned[0] = True
+        banned[history] = True
+        taken = {int(self._title_group[target])}
+        chosen = [target]
+        for item in rng.permutation(self.n_items) + 1:
+            if len(chosen) == n:
+                break
+            group = int(self._title_group[item])
+            if not banned[item] and group not in taken:
+                taken.add(group)
+                chosen.append(int(item))
+        if len(chosen) < n:
+            raise UserError(
+                f"sample {sample_id}: {len(chosen)} items can be candidates",
+                str(n),
+                "teacher.prompt.candidates",
+            )
+        return rng.permutation(np.array(chosen, np.int64))
+
+    def wording(self, sample_id: int, epoch: int) -> _Wording:
+        return self._train[derive(self.seed, "wording", epoch, int(sample_id)) % len(self._train)]
+
+    def build(
+        self,
+        history: np.ndarray,
+        wording: _Wording | None = None,
+        candidates: np.ndarray | None = None,
+        answer: int | None = None,
+    ) -> Example:
+        """One example; the history loses its oldest items where the context is too short.
+
+        Args:
+            history: [L] item ids, newest last, 0 is padding.
+            wording: a training wording; None is the evaluation's.
+            candidates: items listed before the answer; None lists none.
+            answer: the item whose title ends the example; None ends it where the answer would begin.
+        """
+        wording = wording or self._evaluation
+        items = history[history > 0].astype(np.int64)
+        tail: list[np.ndarray | list[int]] = []
+        if candidates is not None:
+            tail = [wording.choice, *self._listed(candidates), wording.ask]
+        if answer is not None:
+            tail.append(self._answers[answer])
+        tail_length = sum(map(len, tail))
+        room = self.context - len(wording.before) - len(wording.cue) - tail_length
+        while len(items) > 1 and self._listed_length(items) > room:
+            items = items[1:]
+        head = [wording.before, *self._listed(items), wording.cue]
+        prefix = sum(map(len, head))
+        ids = np.concatenate([np.asarray(p, np.int64) for p in (*head, *tail)])
+        slots = items if candidates is None else np.concatenate([items, candidates])
+        answer_length = 0 if answer is None else len(self._answers[answer])
+        return Example(ids, slots, prefix, len(ids) - answer_length)
+
+    def item_text(self, item: int) -> Example:
+        """The text whose last state stands for the item."""
+        ids = np.concatenate([np.array(self.tokens.start, np.int64), self._texts[item]])
+        return Example(ids, np.array([item], np.int64), len(ids), len(ids))
+
+    def answer_ids(self, item: int) -> np.ndarray:
+        """[A] the title as an answer, with its end."""
+        return self._answers[item]
+
+    def _listed(self, items: Iterable[int]) -> list[np.ndarray]:
+        pieces: list[np.ndarray] = []
+        for item in items:
+            if pieces:
+                pieces.append(self._separator)
+            pieces.append(self._entries[item])
+        return pieces
+
+    def _listed_length(self, items: np.ndarray) -> int:
+        return sum(len(self._entries[i]) for i in items) + (len(items) - 1) * len(self._separator)

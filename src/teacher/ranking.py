@@ -1,0 +1,104 @@
+"""Ranking the catalogue by the read-out state: one forward pass of the prefix per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.errors import UserError
+from src.core.metrics import per_sample
+from src.core.run import check_stop
+from src.core.teacher_store import TeacherRows
+from src.teacher.ilora_model import IloraModel
+from src.teacher.samples import SampleSource
+
+
+@torch.no_grad()
+def item_vectors(model: IloraModel, source: SampleSource, hybrid: bool) -> Tensor:
+    """[N, D] the catalogue in the space of the ranking, in eval mode under the uniform gate."""
+    return model.head.items(model.item_states(source.item_texts(), hybrid))
+
+
+@torch.no_grad()
+def catalogue_scores(
+    model: IloraModel,
+    source: SampleSource,
+    sample_ids: np.ndarray,
+    items: Tensor,
+    *,
+    hybrid: bool,
+    batch_size: int,
+    fuse_sasrec: float = 0.0,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Log-probabilities of the whole catalogue, batch by batch.
+
+    Args:
+        items: [N, D] of `item_vectors`.
+        fuse_sasrec: share w of the frozen SASRec: log p = (1 - w) log p_llm + w log p_sasrec, normalised.
+
+    Yields:
+        (positions [b] in `sample_ids`, log-probabilities [b, N] float32; column c is item c+1).
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for micro in source.micro_batches(sample_ids, batch_size):
+            m = micro.to(model.device)
+            with model.gates.use(model.gate(m.h_seq)):
+                readout = model.readout(model.states(m.prompts, hybrid), m.prompts)
+            scores = torch.log_softmax(model.head.scores(model.head.users(readout), items), dim=-1)
+            if fuse_sasrec:
+                other = source.encoder.log_probabilities(source.data.histories(sample_ids[micro.rows]))
+                mixed = (1.0 - fuse_sasrec) * scores + fuse_sasrec * other.to(scores.device)
+                scores = torch.log_softmax(mixed, dim=-1)
+            yield micro.rows, scores
+            check_stop()
+    finally:
+        model.train(was_training)
+
+
+def rank_catalogue(
+    model: IloraModel,
+    source: SampleSource,
+    sample_ids: np.ndarray,
+    items: Tensor,
+    k: int,
+    *,
+    hybrid: bool,
+    batch_size: int,
+    fuse_sasrec: float = 0.0,
+) -> TeacherRows:
+    """The k best items of every sample; arguments as in `catalogue_scores`."""
+    n = len(sample_ids)
+    rankings, scores = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
+    target_scores = np.empty(n, np.float32)
+    batches = catalogue_scores(
+        model, source, sample_ids, items, hybrid=hybrid, batch_size=batch_size, fuse_sasrec=fuse_sasrec
+    )
+    targets = source.data.targets(sample_ids)
+    for rows, log_p in batches:
+        top = torch.topk(log_p, k, dim=1)
+        rankings[rows] = top.indices.cpu().numpy() + 1
+        scores[rows] = top.values.cpu().numpy()
+        columns = torch.from_numpy(targets[rows].astype(np.int64) - 1).to(log_p.device)
+        target_scores[rows] = log_p.gather(1, columns[:, None])[:, 0].cpu().numpy()
+    if not (np.isfinite(scores).all() and np.isfinite(target_scores).all()):
+        raise UserError(
+            "the teacher's scores are not finite", "finite scores", "teacher.train.lr or precision"
+        )
+    return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
+
+
+def ndcg(
+    model: IloraModel, source: SampleSource, sample_ids: np.ndarray, items: Tensor, k: int = 10, **how
+) -> float:
+    """NDCG@k over the catalogue, history items included, ties against the target."""
+    ranks = np.empty(len(sample_ids), np.int64)
+    targets = source.data.targets(sample_ids).astype(np.int64)
+    for rows, log_p in catalogue_scores(model, source, sample_ids, items, **how):
+        truth = log_p.gather(1, torch.from_numpy(targets[rows] - 1).to(log_p.device)[:, None])
+        ranks[rows] = (log_p >= truth).sum(dim=1).cpu().numpy()
+    return float(per_sample(ranks, f"NDCG@{k}").mean())

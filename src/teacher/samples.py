@@ -1,0 +1,88 @@
+"""The teacher's samples: prompts, gates' inputs and labels for given sample ids, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.data_utils import InteractionData
+from src.teacher.encoder import FrozenEncoder
+from src.teacher.prompts import Batch, Example, PromptBuilder, collate
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One forward pass: prompts with what belongs to them, on one device.
+
+    Attributes:
+        rows: [B] positions of the samples in the ids that were asked for.
+        prompts: tokens.
+        h_seq: [B, E] frozen sequence vectors.
+        targets: [B] item ids.
+    """
+
+    rows: np.ndarray
+    prompts: Batch
+    h_seq: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> Micro:
+        return Micro(self.rows, self.prompts.to(device), self.h_seq.to(device), self.targets.to(device))
+
+
+class SampleSource:
+    """Turns sample ids into micro-batches.
+
+    Args:
+        data: the dataset.
+        builder: of prompts.
+        encoder: gives h_seq.
+    """
+
+    def __init__(self, data: InteractionData, builder: PromptBuilder, encoder: FrozenEncoder):
+        self.data, self.builder, self.encoder = data, builder, encoder
+
+    def examples(
+        self, sample_ids: np.ndarray, epoch: int | None, answers: bool, candidates: int
+    ) -> list[Example]:
+        """Prompts of the samples, in order.
+
+        Args:
+            epoch: choose a training wording for this epoch; None takes the evaluation's.
+            answers: end with the target's title.
+            candidates: length of the candidate list; 0 lists none.
+        """
+        histories, targets = self.data.histories(sample_ids), self.data.targets(sample_ids)
+        out = []
+        for sample, history, target in zip(sample_ids.tolist(), histories, targets.tolist(), strict=True):
+            shown = self.builder.candidates(sample, history, target, candidates) if candidates else None
+            wording = None if epoch is None else self.builder.wording(sample, epoch)
+            out.append(self.builder.build(history, wording, shown, target if answers else None))
+        return out
+
+    def micro_batches(
+        self,
+        sample_ids: np.ndarray,
+        size: int,
+        *,
+        epoch: int | None = None,
+        answers: bool = False,
+        candidates: int = 0,
+    ) -> Iterator[Micro]:
+        """The samples, those of like length together, at most `size` at a time."""
+        examples = self.examples(sample_ids, epoch, answers, candidates)
+        h_seq = self.encoder.h_seq(self.data.histories(sample_ids))
+        targets = torch.from_numpy(self.data.targets(sample_ids).astype(np.int64))
+        order = np.argsort([len(e.ids) for e in examples], kind="stable")
+        for i in range(0, len(order), size):
+            rows = order[i : i + size]
+            yield Micro(rows, collate([examples[r] for r in rows]), h_seq[rows], targets[rows])
+
+    def item_texts(self, size: int = 256) -> list[Batch]:
+        """The texts that stand for the items, in id order."""
+        texts = [self.builder.item_text(i) for i in range(1, self.data.n_items + 1)]
+        return [collate(texts[i : i + size]) for i in range(0, len(texts), size)]

@@ -1,0 +1,188 @@
+"""The embedded language model: needs no download, fits two CPU cores, and is a real causal LM.
+
+A byte-level BPE tokenizer is trained on the catalogue's titles and the prompt's wordings, a small
+Llama is pre-trained as a plain language model on prompts with answers (titles only, no item vectors)
+of a part of the training split, then frozen. It is an artifact of its own, shared by all teachers
+with the same settings.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from src.core.artifacts import artifact_folder, fingerprint, is_complete, load_manifest, lock, write_manifest
+from src.core.config import determining
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.logging import get_logger, progress
+from src.core.paths import model_dir
+from src.core.run import Stopwatch, check_stop
+from src.core.seed import numpy_stream, seed_everything
+from src.teacher.config import PromptConfig, TinyLLMConfig
+from src.teacher.prompts import PLACEHOLDER, PromptBuilder
+
+FORMAT_VERSION = 1
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+log = get_logger(__name__)
+
+
+def tiny_llm_folder(
+    config: TinyLLMConfig, prompt: PromptConfig, data: InteractionData, seed: int, device: torch.device
+) -> Path:
+    """The folder of the embedded model for these settings, made now if it is not there."""
+    fp = fingerprint(
+        {
+            "version": FORMAT_VERSION,
+            "dataset": data.fingerprint,
+            "tiny": determining(config),
+            "prompt": determining(prompt),
+            "seed": seed,
+        }
+    )
+    folder = model_dir(data.name, "tiny_llm", fp)
+    with lock(folder, log.info):
+        if not is_complete(folder):
+            watch = Stopwatch()
+            with artifact_folder(folder) as tmp:
+                loss = _make(config, prompt, data, seed, device, tmp)
+                fields = {"format_version": FORMAT_VERSION, "dataset_fingerprint": data.fingerprint}
+                write_manifest(tmp, {**fields, "loss": loss, "train_seconds": watch.seconds()})
+    load_manifest(folder, {"dataset_fingerprint": data.fingerprint}, f"delete {folder}")
+    return folder
+
+
+def train_tokenizer(texts: list[str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: any text can be written, words of the titles are mostly one token."""
+    core = Tokenizer(models.BPE())
+    # A word with the space before it is one unit, so that " (1995)" can become one token.
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?\S+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=context
+    )
+
+
+def _make(
+    config: TinyLLMConfig,
+    prompt: PromptConfig,
+    data: InteractionData,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+) -> float | None:
+    wordings = [w for t in (*prompt.train, prompt.evaluation) for w in (t.prefix, t.choice)]
+    tokenizer = train_tokenizer(
+        [*(" " + t.strip() for t in data.titles[1:]), *wordings], config.vocab_size, config.context
+    )
+    seed_everything(seed, "tiny_llm")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=config.context,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            initializer_range=0.05,  # the library's 0.02 is meant for widths in the thousands
+        )
+    ).to(device)
+    builder = PromptBuilder(prompt, tokenizer, data.titles, config.context, seed)
+    loss = _pretrain(model, builder, config, data, seed, device)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return loss
+
+
+def _texts(builder: PromptBuilder, data: InteractionData, ids: np.ndarray, epoch: int) -> list[np.ndarray]:
+    """Prompt and answer as plain text, placeholders left out."""
+    histories, targets = data.histories(ids), data.targets(ids)
+    texts = []
+    for sample, history, target in zip(ids, histories, targets, strict=True):
+        example = builder.build(history, builder.wording(int(sample), epoch), answer=int(target))
+        texts.append(example.ids[example.ids != PLACEHOLDER])
+    return texts
+
+
+def _pretrain(
+    model: LlamaForCausalLM,
+    builder: PromptBuilder,
+    config: TinyLLMConfig,
+    data: InteractionData,
+    seed: int,
+    device: torch.device,
+) -> float | None:
+    """Plain next-token cross-entropy; returns the mean loss of the last pass."""
+    train = data.splits["train"]
+    per_epoch = max(1, int(round(config.share * len(train))))
+    steps_per_epoch = math.ceil(per_epoch / config.batch_size)
+    total, step, mean = config.epochs * steps_per_epoch, 0, None
+    warmup = max(1, total // 20)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    for epoch in range(config.epochs):
+        started, tokens, losses = time.monotonic(), 0, 0.0
+        chosen = numpy_stream(seed, "tiny_llm", epoch).permutation(train)[:per_epoch]
+        texts = _texts(builder, data, chosen, epoch)
+        # Neighbours in length share a batch; the batches come in random order.
+        order = np.argsort([len(t) for t in texts], kind="stable")
+        batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+        numpy_stream(seed, "tiny_llm_order", epoch).shuffle(batches)
+        for rows in progress(batches, f"tiny LLM pass {epoch + 1}/{config.epochs}"):
+            longest = max(len(texts[r]) for r in rows)
+            ids = torch.zeros(len(rows), longest, dtype=torch.long)
+            real = torch.zeros(len(rows), longest, dtype=torch.bool)
+            for i, r in enumerate(rows):
+                ids[i, : len(texts[r])] = torch.from_numpy(texts[r])
+                real[i, : len(texts[r])] = True
+            ids, real = ids.to(device), real.to(device)
+            rate = min(1.0, (step + 1) / warmup)
+            if step >= warmup:
+                rate = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * rate
+            # Padding is on the right, where causal attention keeps real tokens from seeing it.
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+            loss = F.cross_entropy(logits[real[:, 1:]].float(), ids[:, 1:][real[:, 1:]])
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"tiny LLM: loss {loss.item()} at step {step}", "a finite loss", "teacher.llm.tiny.lr"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            tokens += int(real.sum())
+            losses += float(loss.detach())
+            check_stop()
+        mean = losses / len(batches)
+        rate_s = tokens / (time.monotonic() - started)
+        log.info("tiny LLM pass %d: loss %.3f per token, %.0f tokens/s", epoch + 1, mean, rate_s)
+    model.eval()
+    return mean

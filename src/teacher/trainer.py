@@ -1,0 +1,341 @@
+"""The teacher's training loop.
+
+One optimizer step sees `batch_size` samples, whatever the micro-batch and the number of processes:
+a loss is the sum over its terms divided by their number in the whole effective batch. Resume is
+exact: order, wordings, curriculum and dropout of a step follow from seed and step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from src.core.errors import UserError
+from src.core.logging import get_logger, progress
+from src.core.run import Run, Stopwatch, check_stop, stop_requested
+from src.core.seed import derive, numpy_stream, torch_stream
+from src.student.checkpoint import load_checkpoint, save_checkpoint
+from src.teacher.checkpoint import load_trained_state, trained_state
+from src.teacher.config import IloraConfig
+from src.teacher.ilora_model import IloraModel
+from src.teacher.item_head import item_loss, sampled_columns
+from src.teacher.ranking import item_vectors, ndcg
+from src.teacher.samples import Micro, SampleSource
+from src.teacher.schedule import hybrid_probability, learning_rate
+
+_LOG_EVERY = 10
+_CHECK_GRADIENTS_AT = 2  # B starts at zero, so A and the gate get their first gradient in the second step
+log = get_logger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far training has come."""
+
+    step: int = 0  # optimizer steps done
+    best_step: int = 0
+    best_value: float = -math.inf
+    without_gain: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class StepSums:
+    """What one optimizer step reports: loss parts, tokens, gate statistics."""
+
+    item: float = 0.0
+    lm: float = 0.0
+    tokens: int = 0
+    entropy: float = 0.0
+    load: Tensor | None = None
+    samples: int = 0
+
+
+class TeacherTrainer:
+    """Trains a model in place; it ends with the best validation's weights.
+
+    Args:
+        config: the teacher's settings.
+        model: on its device.
+        source: of samples.
+        train_ids, valid_ids: sample ids to train on and to choose the best step by.
+        folder: place of the checkpoint; training goes on from the one that lies there.
+        fingerprint: what this training computes; a checkpoint of another one is refused.
+    """
+
+    def __init__(
+        self,
+        config: IloraConfig,
+        model: IloraModel,
+        source: SampleSource,
+        train_ids: np.ndarray,
+        valid_ids: np.ndarray,
+        folder: Path,
+        fingerprint: str,
+        accelerator: Accelerator,
+        run: Run | None = None,
+    ):
+        self.config, self.train, self.model, self.source = config, config.train, model, source
+        self.train_ids, self.valid_ids, self.run = train_ids, valid_ids, run
+        self.path, self.fingerprint, self.accelerator = folder / "checkpoint.pt", fingerprint, accelerator
+        self.steps_per_epoch = math.ceil(len(train_ids) / self.train.batch_size)
+        self.total = self.train.epochs * self.steps_per_epoch
+        self.eval_every = max(1, self.steps_per_epoch // self.train.evals_per_epoch)
+        self.hybrid = config.prompt.mode == "hybrid"
+        self.parts = model.parts()
+        self.optimizer = self._optimizer()
+        self.done = Progress()
+        self.best: dict[str, dict[str, Tensor]] | None = None
+        self.items: Tensor | None = None  # [N, H] LLM states of the item texts
+
+    def fit(self) -> Progress:
+        """Train to the end or until validation stops improving.
+
+        Raises:
+            UserError: a loss is not finite, or a part gets no gradient.
+            Interrupted: a signal came; the checkpoint holds this very step.
+        """
+        self._resume()
+        done, model = self.done, self.model
+        watch, saved_at = Stopwatch(done.seconds), time.monotonic()
+        model.train()
+        steps = () if done.finished else range(done.step, self.total)
+        for step in progress(steps, "teacher", unit="step"):
+            started = time.monotonic()
+            sums = self._step(step)
+            done.step = step + 1
+            self._report(step, sums, time.monotonic() - started)
+            last = done.step == self.total
+            if done.step % self.eval_every == 0 or last:
+                self._validate(last)
+            done.seconds = watch.seconds()
+            due = time.monotonic() - saved_at > 60 * self.train.checkpoint_minutes
+            if due or stop_requested() or done.finished:
+                self._save()
+                saved_at = time.monotonic()
+            check_stop()
+            if done.finished:
+                break
+        assert self.best is not None
+        load_trained_state(model, self.best, "the best step")
+        model.eval()
+        log.info("teacher: best step %d of %d, validation %.4f", done.best_step, done.step, done.best_value)
+        return done
+
+    # -- one optimizer step ---------------------------------------------------------------------------
+
+    def _step(self, step: int) -> StepSums:
+        config, model, objective = self.config, self.model, self.config.objective
+        epoch, at = divmod(step, self.steps_per_epoch)
+        order = numpy_stream(config.seed, "teacher_order", epoch).permutation(len(self.train_ids))
+        chosen = order[at * self.train.batch_size : (at + 1) * self.train.batch_size]
+        ids = self.train_ids[np.sort(chosen)]
+        hybrid = self.hybrid and self._coin(step) < hybrid_probability(
+            step, self.total, self.train.curriculum
+        )
+        if objective.item > 0 and (self.items is None or step % objective.refresh_steps == 0):
+            self.items = model.item_states(self.source.item_texts(), self.hybrid)
+        torch.manual_seed(derive(config.seed, "teacher_dropout", step, self.accelerator.process_index))
+        micros = list(
+            self.source.micro_batches(
+                ids,
+                self.train.micro_batch_size,
+                epoch=epoch,
+                answers=objective.lm > 0,
+                candidates=config.prompt.candidates if objective.lm > 0 else 0,
+            )
+        )
+        columns = sampled_columns(
+            torch.cat([m.targets for m in micros]),
+            model.n_items,
+            objective.negatives,
+            torch_stream(config.seed, "teacher_negatives", step),
+        )
+        tokens = sum(int((m.prompts.labels != -100).sum()) for m in micros)
+        sums = StepSums()
+        for micro in micros[self.accelerator.process_index :: self.accelerator.num_processes]:
+            self._micro(micro.to(model.device), hybrid, len(ids), max(tokens, 1), columns, sums)
+        self._reduce(sums)
+        if not math.isfinite(sums.item + sums.lm):
+            raise UserError(
+                f"loss {sums.item + sums.lm} at step {step + 1}",
+                "a finite loss",
+                "teacher.train.lr or precision",
+            )
+        if step == _CHECK_GRADIENTS_AT and hybrid:
+            self._check_gradients()
+        if self.train.grad_clip is not None:
+            nn.utils.clip_grad_norm_([p for g in self.parts.values() for p in g], self.train.grad_clip)
+        rate = learning_rate(step, self.total, 1.0, self.train.lr_floor, self.train.warmup_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        self.norms = {name: _norm(group) for name, group in self.parts.items() if group}
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def _micro(
+        self,
+        micro: Micro,
+        hybrid: bool,
+        n_samples: int,
+        n_tokens: int,
+        columns: Tensor | None,
+        sums: StepSums,
+    ) -> None:
+        """Forward and backward of one micro-batch; the gate stays set until backward has ended."""
+        model, objective, batch = self.model, self.config.objective, micro.prompts
+        with self.accelerator.autocast():
+            gate = model.gate(micro.h_seq)
+            with model.gates.use(gate):
+                states = model.states(batch, hybrid)
+                loss = states.new_zeros((), dtype=torch.float32)
+                if objective.item > 0:
+                    columns = None if columns is None else columns.to(states.device)
+                    item = item_loss(
+                        model.head, model.readout(states, batch), self.items, micro.targets, columns
+                    )
+                    loss = loss + objective.item * item / n_samples
+                    sums.item += float(item.detach()) / n_samples
+                if objective.lm > 0:
+                    lm = model.answer_losses(states, batch).sum()
+                    loss = loss + objective.lm * lm / n_tokens
+                    sums.lm += float(lm.detach()) / n_tokens
+                loss.backward()
+        g = gate.detach()
+        sums.tokens += int(batch.mask.sum())
+        sums.samples += len(batch)
+        sums.entropy += float(-(g * g.clamp_min(1e-12).log()).sum())
+        sums.load = g.sum(0).cpu() if sums.load is None else sums.load + g.sum(0).cpu()
+
+    def _reduce(self, sums: StepSums) -> None:
+        """Add gradients and sums over the processes (trained parameters are few: one call each)."""
+        if self.accelerator.num_processes == 1:
+            return
+        for group in self.parts.values():
+            for p in group:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                p.grad.copy_(self.accelerator.reduce(p.grad, "sum"))
+        load = torch.zeros(self.model.experts) if sums.load is None else sums.load
+        packed = torch.tensor([sums.item, sums.lm, sums.tokens, sums.entropy, sums.samples, *load.tolist()])
+        packed = self.accelerator.reduce(packed.to(self.model.device), "sum").tolist()
+        sums.item, sums.lm, tokens, sums.entropy, samples, *loads = packed
+        sums.tokens, sums.samples, sums.load = int(tokens), int(samples), torch.tensor(loads)
+
+    def _coin(self, step: int) -> float:
+        return float(numpy_stream(self.config.seed, "teacher_curriculum", step).random())
+
+    def _check_gradients(self) -> None:
+        for name, group in self.parts.items():
+            if group and not any(p.grad is not None and bool(p.grad.any()) for p in group):
+                raise UserError(
+                    f"the gradient of {name} is zero at step {_CHECK_GRADIENTS_AT + 1}",
+                    "every trained part to learn",
+                    "teacher.objective, teacher.lora.targets or teacher.train.train_projector",
+                )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        lr, decay = self.train.lr, self.train.weight_decay
+        settings = {"lora": (lr, 0.0), "gate": (lr * self.train.gate_lr_ratio, decay)}
+        groups = []
+        for name, params in self.parts.items():
+            peak, weight_decay = settings.get(name, (lr, decay))
+            if params:
+                groups.append({"params": params, "lr": peak, "peak": peak, "weight_decay": weight_decay})
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.train.optimizer](groups)
+
+    # -- validation, reports, checkpoints ---------------------------------------------------------------
+
+    def _validate(self, last: bool) -> None:
+        """NDCG@10 by the catalogue ranking, or minus the answers' loss where there is no item objective."""
+        done = self.done
+        if self.config.objective.item > 0:
+            items = item_vectors(self.model, self.source, self.hybrid)
+            size = self.config.export.batch_size
+            value = ndcg(self.model, self.source, self.valid_ids, items, hybrid=self.hybrid, batch_size=size)
+        else:
+            value = -self._valid_lm_loss()
+        done.history.append({"step": done.step, "valid": value})
+        if self.run is not None:
+            self.run.scalar("teacher/valid", value, done.step)
+        if value > done.best_value:
+            done.best_value, done.best_step, done.without_gain = value, done.step, 0
+            self.best = trained_state(self.model)
+        else:
+            done.without_gain += 1
+        done.finished = last or done.without_gain >= self.train.patience
+        log.info(
+            "teacher step %d/%d: validation %.4f (best %.4f at %d)",
+            done.step,
+            self.total,
+            value,
+            done.best_value,
+            done.best_step,
+        )
+
+    @torch.no_grad()
+    def _valid_lm_loss(self) -> float:
+        """Mean cross-entropy of the validation answers' tokens."""
+        model, total, count = self.model, 0.0, 0
+        model.eval()
+        candidates = self.config.prompt.candidates
+        for micro in self.source.micro_batches(
+            self.valid_ids, self.config.export.batch_size, answers=True, candidates=candidates
+        ):
+            m = micro.to(model.device)
+            with model.gates.use(model.gate(m.h_seq)):
+                losses = model.answer_losses(model.states(m.prompts, self.hybrid), m.prompts)
+            total, count = total + float(losses.sum()), count + len(losses)
+        model.train()
+        return total / count
+
+    def _report(self, step: int, sums: StepSums, seconds: float) -> None:
+        if self.run is None or (step % _LOG_EVERY and step + 1 != self.total):
+            return
+        scalars = {"loss/item": sums.item, "loss/lm": sums.lm, "tokens_per_s": sums.tokens / seconds}
+        scalars |= {f"gradient/{name}": value for name, value in self.norms.items()}
+        scalars["lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.model.experts > 1 and sums.load is not None:
+            # 1 is uniform, 0 is one expert for everybody.
+            scalars["gate/entropy"] = sums.entropy / sums.samples / math.log(self.model.experts)
+            for k, share in enumerate((sums.load / sums.samples).tolist()):
+                scalars[f"gate/load_{k}"] = share
+        for name, value in scalars.items():
+            self.run.scalar(f"teacher/{name}", value, step + 1)
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "fingerprint": self.fingerprint,
+            "progress": asdict(self.done),
+            "model": trained_state(self.model),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "items": self.items,
+        }
+        save_checkpoint(self.path, state)
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.path, self.fingerprint)
+        if state is None:
+            return
+        load_trained_state(self.model, state["model"], str(self.path))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done, self.best = Progress(**state["progress"]), state["best"]
+        self.items = None if state["items"] is None else state["items"].to(self.model.device)
+        log.info("going on after step %d of %s", self.done.step, self.path)
+
+
+def _norm(parameters: list[nn.Parameter]) -> float:
+    grads = [p.grad.norm() for p in parameters if p.grad is not None]
+    return float(torch.stack(grads).norm()) if grads else 0.0
