@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from src.core.artifacts import lock
+from src.core.artifacts import lock, write_json
 from src.core.data_utils import InteractionData
 from src.core.logging import get_logger
 from src.core.metrics import EvalConfig, ranking_metrics, ranks_in_lists
@@ -133,7 +133,10 @@ def record_student(
     valid, test = (rank_samples(student, data, data.splits[s], size, device) for s in ("valid", "test"))
     fields = {"seed": settings.seed, "fingerprint": run.fingerprint}
     save_student(run.dir / "models" / "student", student, settings.student, data, fields)
-    trained = {"best_epoch": result.best_epoch, "epochs": result.epochs, "history": result.history, **extra}
+    # Beside metrics.json, which is equal for equal seeds: the history holds rates.
+    if run.main:
+        write_json(run.dir / "metrics" / "history.json", result.history)
+    trained = {"best_epoch": result.best_epoch, "epochs": result.epochs, **extra}
     return record(run, data, settings.eval, settings.seed, valid, test, extra=trained)
 
 

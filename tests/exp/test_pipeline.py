@@ -98,7 +98,6 @@ def test_eval_without_runs(stage: Stage) -> None:
         (["eval.select_metric=MRR@10"], "MRR@10"),
         (["distill.lam=-1"], "distill.lam: found -1"),
         (["dataset.split_ratio=[0.5,0.1,0.1]"], "sum to 1"),
-        (["dataset=movielens", "dataset.raw_dir=/nonexistent", "dataset.download=false"], "/nonexistent"),
         (["dataset.min_history=500"], "split"),
     ],
 )
@@ -109,6 +108,18 @@ def test_bad_input_is_one_line(stage: Stage, overrides: list[str], says: str) ->
     assert not list(data_root().glob("processed/*/*/manifest.json"))
     if ended.folder:  # Hydra's own errors come before there is a folder
         assert _json(ended.folder / "status.json")["state"] == "failed"
+
+
+def test_missing_raw_folder(stage: Stage, tmp_path: Path) -> None:
+    raw = tmp_path / "nothing"
+    ended = stage("run_teacher", "dataset=movielens", f"dataset.raw_dir={raw}", "dataset.download=false")
+    assert ended.code == 2 and str(raw) in ended.error_line and "dataset.raw_dir" in ended.error_line
+
+
+def test_dry_run_leaves_nothing(stage: Stage) -> None:
+    ended = stage("run_teacher", *TINY, *TINY_TEACHER, "dry_run=true")
+    assert ended.code == 0 and "plan: teacher" in ended.err
+    assert ended.folder is None and not data_root().exists()
 
 
 def test_all_configuration_problems_at_once(stage: Stage) -> None:
