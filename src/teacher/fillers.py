@@ -175,7 +175,9 @@ class MarkovFiller(Filler):
         ids, n = self._train_ids, self.data.n_items
         reach = np.arange(self.data.max_history)
         inside = reach[None, :] < self.data.history_lengths(ids)[:, None]
-        later = np.unique((ids[:, None] - reach[None, :])[inside])  # rows whose predecessor is in the window
+        later = np.unique(
+            (self.data.rows(ids)[:, None] - reach[None, :])[inside]
+        )  # rows whose predecessor is in the window
         pairs = (self.data.items[later - 1] - 1, self.data.items[later] - 1)
         self._counts = sp.csr_array((np.ones(len(later)), pairs), shape=(n, n))
         self._totals = self._counts.sum(axis=1)

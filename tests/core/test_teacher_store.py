@@ -55,6 +55,14 @@ def reseal(folder: Path) -> None:
     write_manifest(folder, fields)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_fsync():
+    """Hundreds of shards: on a busy disk syncing them takes minutes (that it is done, test_artifacts tests)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> TeacherStore:
     return make(tmp_path / "store")
