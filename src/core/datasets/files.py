@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
@@ -122,6 +122,22 @@ def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: type) -> pa.Chun
 def _require_rows(path: Path, table: pa.Table) -> None:
     if table.num_rows == 0:
         raise UserError(f"{path} has no rows", "a table with rows", str(path))
+
+
+def read_lines(
+    path: Path, sep: str, least: int, header: bool = False, encoding: str = "utf8"
+) -> list[list[str]]:
+    """Fields of every line, for small tables whose lines differ in width.
+
+    Raises:
+        UserError: with the line: fewer than `least` fields, bytes that are not of `encoding`.
+    """
+    out = []
+    for line, row in list(_rows(path, sep, encoding, quoted=False))[1 if header else 0 :]:
+        if len(row) < least:
+            raise UserError(f"{path} line {line}: {len(row)} columns", f"{least} or more", str(path))
+        out.append(row)
+    return out
 
 
 def _parse(

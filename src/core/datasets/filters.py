@@ -72,7 +72,9 @@ class Filters:
         log.info("filter %s: removed %d of %d interactions", name, removed, len(table))
         if not len(after):
             raise UserError(
-                f"filter {name} leaves no interaction", "a weaker filter", f"dataset.{name.split()[0]}"
+                f"filter {name} leaves no interaction",
+                "a weaker filter",
+                f"dataset.{name.split(maxsplit=1)[0]}",
             )
         return after
 

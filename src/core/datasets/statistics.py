@@ -42,7 +42,7 @@ def describe(data: Prepared, config: DatasetConfig) -> dict[str, Any]:
         "interactions_per_user": _spread(np.diff(data.offsets)),
         "interactions_per_item": _spread(counts),
         "popularity": {
-            "gini": float(1 - 2 * (shares.mean() - 0.5 / items)),
+            "gini": float(2 * shares.mean() - 1 - 1 / items),
             "share_of_top_1_percent": float(shares[max(1, items // 100) - 1]),
             "share_of_top_10_percent": float(shares[max(1, items // 10) - 1]),
             "items_never_a_training_target": int((~in_train[1:]).sum()),
