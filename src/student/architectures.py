@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.student.dropout import Dropout
+
 
 class Student(nn.Module):
     """What all students share: an input item table, and a linear output layer over the catalogue.
@@ -89,13 +91,11 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.norm_attention, self.norm_ffn = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.project = nn.Linear(width, width)
-        self.ffn = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
-        )
+        self.ffn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, mask: Tensor, newest_only: bool) -> Tensor:
         """x [B, L, H], mask [B, 1, L, L] True where a query may look -> [B, L, H] or [B, 1, H]."""
@@ -104,10 +104,9 @@ class Block(nn.Module):
             x, mask = x[:, -1:], mask[:, :, -1:]
         q = self._split(self.query(normed[:, -1:] if newest_only else normed))
         k, v = (self._split(t) for t in self.key_value(normed).chunk(2, dim=-1))
-        p = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        x = x + F.dropout(self.project(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
-        return x + F.dropout(self.ffn(self.norm_ffn(x)), self.dropout, self.training)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = x + self.dropout(self.project(attended))
+        return x + self.dropout(self.ffn(self.norm_ffn(x)))
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, L, H] -> [B, heads, L, H / heads]."""
@@ -133,7 +132,7 @@ class SASRec(Student):
         self.positions = nn.Parameter(
             torch.randn(max_history, width) * width**-0.5
         )  # last row: the newest item
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
@@ -160,7 +159,7 @@ class SASRecDLLM2Rec(Student):
     def __init__(self, n_items: int, max_history: int, width: int, dropout: float, tie_output: bool):
         super().__init__(n_items, max_history, width, width, tie_output, std=0.01)
         self.positions = nn.Embedding(max_history, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm_1, self.norm_2, self.norm_ffn, self.norm_3 = (nn.LayerNorm(width) for _ in range(4))
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.ffn_in, self.ffn_out = nn.Linear(width, width), nn.Linear(width, width)
@@ -197,7 +196,7 @@ class GRU4Rec(Student):
         self, n_items: int, max_history: int, width: int, layers: int, dropout: float, tie_output: bool
     ):
         super().__init__(n_items, max_history, width, width, tie_output, std=0.01)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gru = nn.GRU(width, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
 
     def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
@@ -222,7 +221,7 @@ class Caser(Student):
         # A filter over the whole width is a 1-d convolution with the width as its channels.
         self.horizontal = nn.ModuleList(nn.Conv1d(width, self.FILTERS, h) for h in heights)
         self.vertical = nn.Linear(max_history, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (*self.horizontal, self.vertical):
             nn.init.xavier_normal_(layer.weight)
             nn.init.constant_(layer.bias, 0.1)

@@ -62,7 +62,7 @@ class Samples:
     """
 
     def __init__(self, data: InteractionData, selection: Selection, device: torch.device):
-        ids = np.asarray(selection.sample_ids, np.int64)
+        ids = np.array(selection.sample_ids, np.int64)
         if len(ids) == 0:
             raise UserError("no samples are selected", "at least one", "active, or dataset.split_ratio")
         unique, counts = np.unique(ids, return_counts=True)
@@ -80,7 +80,7 @@ class Samples:
                 "dataset.min_history",
             )
         weights = np.ones(len(ids), np.float32) if selection.weights is None else selection.weights
-        weights = np.asarray(weights, np.float32)
+        weights = np.array(weights, np.float32)
         if weights.shape != ids.shape or not (
             np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
         ):

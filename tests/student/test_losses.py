@@ -1,0 +1,140 @@
+"""Losses against independent NumPy formulations and hand-worked numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.student.losses import bce, ce, dro_terms, gbce, propensity, sample_negatives
+
+RNG = np.random.default_rng(3)
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def test_ce_and_label_smoothing_match_numpy():
+    scores, columns = RNG.normal(size=(4, 6)), np.array([0, 5, 2, 2])
+    log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    expected = -log_p[np.arange(4), columns]
+    np.testing.assert_allclose(ce(torch.tensor(scores), torch.tensor(columns)), expected)
+    smoothed = 0.8 * expected - 0.2 * log_p.mean(1)
+    np.testing.assert_allclose(ce(torch.tensor(scores), torch.tensor(columns), 0.2), smoothed)
+
+
+def test_bce_matches_numpy_and_its_mean_is_the_official_mean_over_2b():
+    positive, negative = RNG.normal(size=(2, 5)) * 3
+    terms = np.concatenate([-np.log(sigmoid(positive)), -np.log(1 - sigmoid(negative))])
+    loss = bce(torch.tensor(positive), torch.tensor(negative))
+    np.testing.assert_allclose(loss, 0.5 * (terms[:5] + terms[5:]))
+    assert float(loss.mean()) == pytest.approx(terms.mean())
+
+
+def test_bce_stays_finite_where_log_of_sigmoid_does_not():
+    loss = bce(torch.tensor([-200.0]), torch.tensor([200.0]))
+    assert float(loss) == 200.0
+
+
+def test_gbce_matches_its_definition():
+    positive, negatives = RNG.normal(size=3), RNG.normal(size=(3, 4))
+    rate, t = 4 / 20, 0.75
+    beta = rate * (t * (1 - 1 / rate) + 1 / rate)
+    expected = -(np.log(sigmoid(positive) ** beta) + np.log(1 - sigmoid(negatives)).sum(1)) / 5
+    np.testing.assert_allclose(gbce(torch.tensor(positive), torch.tensor(negatives), 21, t), expected)
+
+
+def test_gbce_without_calibration_is_bce():
+    positive, negatives = torch.randn(6), torch.randn(6, 1)
+    torch.testing.assert_close(gbce(positive, negatives, 100, 0.0), bce(positive, negatives[:, 0]))
+
+
+def naive_dro(scores, columns, ps, beta):
+    """Each term on its own, in extended precision."""
+    s, ps = scores.astype(np.longdouble), ps.astype(np.longdouble)
+    out = np.empty(columns.shape)
+    for b in range(columns.shape[0]):
+        for k in range(columns.shape[1]):
+            i = columns[b, k]
+            a = s[b] ** 2 * ps / beta
+            a[i] = (s[b, i] - 1) ** 2 * ps[i] / beta
+            top = a.max()
+            out[b, k] = float(top + np.log(np.exp(a - top).sum()))
+    return out
+
+
+def dro_case(dtype, scale, beta=1.0):
+    rng = np.random.default_rng(int(scale * 10))
+    scores = (rng.normal(size=(6, 40)) * scale).astype(dtype)
+    columns = np.stack([rng.permutation(40)[:5] for _ in range(6)])
+    columns[:, 0] = np.abs(scores).argmax(1)  # an item that may hold nearly all of Z
+    ps = propensity(rng.integers(0, 500, size=40)).astype(dtype)
+    return scores, columns, ps, beta
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 12.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-6)])
+def test_dro_terms_match_the_naive_sum(dtype, tolerance, scale, beta):
+    scores, columns, ps, beta = dro_case(dtype, scale, beta)
+    terms = dro_terms(torch.tensor(scores), torch.tensor(columns), torch.tensor(ps), beta)
+    assert terms.dtype == (torch.float64 if dtype is np.float64 else torch.float32)
+    np.testing.assert_allclose(terms, naive_dro(scores, columns, ps, beta), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("logit", [14.0, 60.0, 300.0])
+def test_dro_terms_where_the_target_dominates(logit):
+    scores = np.zeros((1, 20), np.float32)
+    scores[0, 3] = logit
+    ps = np.full(20, 0.7, np.float32)
+    columns = np.array([[3, 4]])
+    leaf = torch.tensor(scores, requires_grad=True)
+    terms = dro_terms(leaf, torch.tensor(columns), torch.tensor(ps), 1.0)
+    expected = naive_dro(scores, columns, ps, 1.0)
+    np.testing.assert_allclose(terms.detach(), expected, rtol=1e-6)
+    terms.sum().backward()
+    assert leaf.grad.isfinite().all()
+    # By hand: without item 3 the rest are 19 e^0, beside e^{(logit-1)^2 0.7}.
+    assert expected[0, 0] == pytest.approx(np.logaddexp(np.log(19.0), (logit - 1) ** 2 * np.float32(0.7)))
+
+
+@pytest.mark.parametrize("scale", [0.5, 6.0])
+def test_dro_gradient_matches_finite_differences(scale):
+    scores, columns, ps, beta = dro_case(np.float64, scale)
+    leaf = torch.tensor(scores, requires_grad=True)
+    f = lambda s: dro_terms(s, torch.tensor(columns), torch.tensor(ps), beta)  # noqa: E731
+    assert torch.autograd.gradcheck(f, (leaf,), eps=1e-6, atol=1e-5)
+
+
+def test_propensity_by_hand():
+    np.testing.assert_allclose(propensity(np.array([0, 1, 2])), (np.array([1, 2, 3]) / 6) ** 0.05)
+
+
+def test_negatives_are_uniform_over_what_is_left():
+    history = torch.tensor([[0, 0, 2, 5], [1, 3, 3, 8]]).repeat_interleave(20_000, 0)
+    target = torch.tensor([1, 2]).repeat_interleave(20_000)
+    drawn = sample_negatives(history, target, 8, 2, torch.Generator().manual_seed(0))
+    for rows, allowed in ((slice(0, 20_000), [3, 4, 6, 7, 8]), (slice(20_000, None), [4, 5, 6, 7])):
+        items, counts = drawn[rows].unique(return_counts=True)
+        assert items.tolist() == allowed
+        expected = 40_000 / len(allowed)
+        assert (counts - expected).abs().max() < 5 * expected**0.5
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_negatives_avoid_history_and_target(data):
+    n_items = data.draw(st.integers(12, 40))
+    item = st.integers(1, n_items)
+    rows = data.draw(
+        st.lists(st.tuples(st.lists(item, min_size=1, max_size=10), item), min_size=1, max_size=5)
+    )
+    history = torch.tensor([[0] * (10 - len(h)) + h for h, _ in rows])
+    target = torch.tensor([t for _, t in rows])
+    drawn = sample_negatives(history, target, n_items, 50, torch.Generator().manual_seed(1))
+    assert drawn.min() >= 1 and drawn.max() <= n_items
+    for row, (items, true) in zip(drawn.tolist(), rows, strict=True):
+        assert not set(row) & {*items, true}
