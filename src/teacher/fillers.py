@@ -214,14 +214,6 @@ class SasrecFiller(Filler):
         return self._encoder.item_table().cpu().numpy().astype(np.float32)
 
 
-FILLERS: dict[str, type[Filler]] = {
-    "popularity": PopularityFiller,
-    "knn": KnnFiller,
-    "markov": MarkovFiller,
-    "sasrec": SasrecFiller,
-}
-
-
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Columns of the k largest scores of every row of [B, N], best first; equal scores by column.
 

@@ -19,7 +19,8 @@ from src.core.metrics import MISSED, ranking_metrics, ranks_in_lists
 from src.core.paths import CONF
 from src.core.teacher_store import StoreWriter
 from src.teacher.config import build_teacher_config
-from src.teacher.fillers import FILLERS, Filler, spectral_embeddings, top_k
+from src.teacher.factory import build_teacher
+from src.teacher.fillers import Filler, spectral_embeddings, top_k
 from src.teacher.interfaces import Teacher
 
 N, L = 6, 3
@@ -45,11 +46,12 @@ def toy() -> InteractionData:
 def build(kind: str, data: InteractionData, train_ids: np.ndarray | None = None, *overrides: str) -> Filler:
     """`conf/teacher/<kind>.yaml` as shipped, with overrides, prepared."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        group = compose(overrides=[f"+teacher={kind}", *overrides]).teacher
+        group = compose(overrides=["+seed=2024", f"+teacher={kind}", *overrides]).teacher
     problems: list[str] = []
     config = build_teacher_config(OmegaConf.to_container(group, resolve=True), "teacher", problems)
     assert problems == [] and config is not None
-    filler = FILLERS[config.kind](config, data, train_ids)
+    filler = build_teacher(config, data, train_ids)
+    assert isinstance(filler, Filler)
     filler.prepare(None)
     return filler
 

@@ -1,0 +1,312 @@
+"""How good is a teacher's store? Its rankings next to SASRec's and popularity's on the same samples.
+
+Samples that the teacher was trained on are shown apart: a teacher that repeats its training rows looks
+good on them and teaches nothing new. Written beside the store as `<fp>.quality/`: JSON, Markdown, a plot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.core.artifacts import (
+    artifact_folder,
+    is_complete,
+    lock,
+    write_json,
+    write_manifest,
+    write_text,
+    writing,
+)
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.logging import get_logger
+from src.core.metrics import ranking_metrics, ranks_in_lists
+from src.core.seed import numpy_stream
+from src.core.teacher_store import TeacherRows, TeacherStore
+from src.student.config import StudentConfig
+from src.teacher.config import ExportConfig, PopularityConfig, SasrecConfig
+from src.teacher.interfaces import Teacher
+
+FORMAT_VERSION = 1
+KS = (1, 3, 5, 10, 20, 50)
+_FLOOR = 1e-8  # as in the confidence weights of `distill`
+log = get_logger(__name__)
+
+
+def references(
+    data: InteractionData, export: ExportConfig, seed: int, encoder: StudentConfig | None
+) -> dict[str, Teacher]:
+    """SASRec (where its settings are known) and popularity, prepared, both trained on the training split.
+
+    SASRec with the settings and the seed of an iLoRA teacher's encoder is that encoder: nothing is
+    trained again.
+    """
+    from src.teacher.factory import build_teacher
+
+    made: dict[str, Teacher] = {}
+    if encoder is not None:
+        made["sasrec"] = build_teacher(SasrecConfig("sasrec", "sasrec", seed, encoder, export), data)
+    made["popularity"] = build_teacher(PopularityConfig("popularity", "popularity", seed, export), data)
+    for teacher in made.values():
+        teacher.prepare(None)
+    return made
+
+
+def quality_report(
+    store: TeacherStore,
+    data: InteractionData,
+    train_ids: np.ndarray,
+    others: Mapping[str, Teacher],
+    *,
+    confidence_k: int,
+    max_rows: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Figures of the store's rankings, group by group.
+
+    A group is a split's samples that the teacher was (`train, in sample`) or was not trained on. The
+    other models' lists are as long as the store's, so every figure compares like with like.
+
+    Args:
+        train_ids: samples the teacher was trained on (`Teacher.train_sample_ids`).
+        others: models to compare with, by name, prepared; overlap is taken with `sasrec` where it is one.
+        confidence_k: candidates K whose confidence weights are looked at (`distill` uses as many).
+        max_rows: samples per group at most; a larger group is drawn from by seed.
+
+    Raises:
+        UserError: `confidence_k` exceeds the store's lists.
+    """
+    if confidence_k > store.top_k:
+        raise UserError(
+            f"confidence_k={confidence_k}", f"<= top_k {store.top_k} of the store", "distill.top_k"
+        )
+    own, groups = str(store.manifest["teacher"]), {}
+    for name, split, rows, of in _groups(store, train_ids, max_rows, seed):
+        lists = {own: rows}
+        for other in others.keys() - lists.keys():
+            lists[other] = others[other].rank(split, rows.sample_ids, store.top_k)
+        log.info("quality: %s, %d of %d samples", name, len(rows.sample_ids), of)
+        groups[name] = {
+            "n": len(rows.sample_ids),
+            "of": of,
+            "models": {
+                m: _figures(lists[m], data, lists.get("sasrec")) for m in dict.fromkeys([own, *others])
+            },
+            "confidence": _confidence(rows.scores[:, :confidence_k], store.score_kind),
+        }
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": data.name,
+        "dataset_fingerprint": data.fingerprint,
+        "teacher": own,
+        "store": store.folder.name,
+        "score_kind": store.score_kind,
+        "top_k": store.top_k,
+        "confidence_k": confidence_k,
+        "trained_on": len(train_ids),
+        "groups": groups,
+    }
+
+
+def _groups(
+    store: TeacherStore, train_ids: np.ndarray, max_rows: int, seed: int
+) -> Iterator[tuple[str, str, TeacherRows, int]]:
+    """(name, split, rows drawn, rows there are) of every group that is not empty."""
+    for split in store.manifest["n_samples"]:
+        rows = store.rows(split)
+        known = np.isin(rows.sample_ids, train_ids)
+        for part, chosen in (("in sample", known), ("out of sample", ~known)):
+            at = np.flatnonzero(chosen)
+            of = len(at)
+            if of > max_rows:
+                at = np.sort(numpy_stream(seed, "quality", split, part).choice(at, max_rows, replace=False))
+            if of:
+                arrays = (rows.sample_ids, rows.rankings, rows.scores, rows.target_scores)
+                yield f"{split}, {part}", split, TeacherRows(*(np.asarray(a[at]) for a in arrays)), of
+
+
+def _figures(rows: TeacherRows, data: InteractionData, sasrec: TeacherRows | None) -> dict[str, Any]:
+    targets, histories = data.targets(rows.sample_ids), data.histories(rows.sample_ids)
+    k = rows.rankings.shape[1]
+    ranked = ranks_in_lists(rows.rankings, targets)
+    figures = {
+        "history_ranked": ranking_metrics(ranked, KS, k),
+        "history_excluded": ranking_metrics(
+            ranks_in_lists(rows.rankings, targets, histories), KS, k - data.max_history
+        ),
+        "contains_target": float((ranked <= k).mean()),
+        "mean_target_score": float(rows.target_scores.astype(np.float64).mean()),
+    }
+    if sasrec is not None:
+        lengths = sorted({min(10, k), k})
+        figures["overlap_with_sasrec"] = {
+            f"@{n}": overlap(rows.rankings[:, :n], sasrec.rankings[:, :n]) for n in lengths
+        }
+    return figures
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean share of the items of `a` [n, K] that stand in the same row of `b` [n, K]."""
+    span = int(max(a.max(), b.max())) + 1
+    row = np.arange(len(a), dtype=np.int64)[:, None] * span
+    return float(np.isin(row + a, row + b).mean())
+
+
+def confidence_entropy(scores: np.ndarray, score_kind: str, scaling: str) -> np.ndarray:
+    """[n] entropy of DLLM2Rec's confidence weights as a share of log K; 1: all candidates count alike.
+
+    q = (exp(-d) + 1e-8) / sum, with d the distance, or -log p, of a candidate.
+
+    Args:
+        scores: [n, K] of the best K candidates.
+        scaling: `minmax` (d scaled to [0, 1] per row) or `none`.
+    """
+    d = scores.astype(np.float64) * (-1.0 if score_kind == "log_likelihood" else 1.0)
+    if scaling == "minmax":
+        low, high = d.min(axis=1, keepdims=True), d.max(axis=1, keepdims=True)
+        d = (d - low) / np.where(high > low, high - low, 1.0)
+    q = np.exp(-d) + _FLOOR
+    q /= q.sum(axis=1, keepdims=True)
+    return -(q * np.log(q)).sum(axis=1) / np.log(max(q.shape[1], 2))
+
+
+def _confidence(scores: np.ndarray, score_kind: str) -> dict[str, dict[str, float]]:
+    out = {}
+    for scaling in ("minmax", "none"):
+        entropy = confidence_entropy(scores, score_kind, scaling)
+        names = ("p05", "p50", "p95")
+        shares = {n: float(v) for n, v in zip(names, np.quantile(entropy, [0.05, 0.5, 0.95]), strict=True)}
+        out[scaling] = {"mean": float(entropy.mean()), **shares}
+    return out
+
+
+def ensure_quality(
+    store: TeacherStore,
+    data: InteractionData,
+    train_ids: np.ndarray,
+    export: ExportConfig,
+    seed: int,
+    encoder: StudentConfig | None,
+    *,
+    confidence_k: int = 10,
+    max_rows: int = 20_000,
+) -> Path:
+    """The folder of the store's report, written now if it is not there; arguments as above.
+
+    Args:
+        export, seed, encoder: of `references`.
+    """
+    folder = quality_folder(store.folder)
+    with lock(folder, log.info):
+        if not is_complete(folder):
+            others = references(data, export, seed, encoder)
+            sizes = {"confidence_k": min(confidence_k, store.top_k), "max_rows": max_rows}
+            write_quality(folder, quality_report(store, data, train_ids, others, **sizes, seed=seed))
+    return folder
+
+
+def quality_folder(store_folder: Path) -> Path:
+    """Where the report of a store lies."""
+    return store_folder.with_name(store_folder.name + ".quality")
+
+
+def write_quality(folder: Path, report: Mapping[str, Any]) -> None:
+    """`quality.json`, `quality.md`, `quality.png` and a manifest."""
+    with artifact_folder(folder) as tmp:
+        write_json(tmp / "quality.json", report)
+        write_text(tmp / "quality.md", markdown(report))
+        _plot(tmp / "quality.png", report)
+        keys = ("format_version", "dataset", "dataset_fingerprint", "teacher", "store")
+        write_manifest(tmp, {key: report[key] for key in keys})
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as tables, one per group, each with a line that sums it up."""
+    k = report["top_k"]
+    lines = [
+        f"# Teacher {report['teacher']} on {report['dataset']}",
+        "",
+        f"Store `{report['store']}`, {k} items per ranking, scores are {report['score_kind']}; "
+        f"trained on {report['trained_on']} samples. Every model is cut to lists of {k}; sasrec and popularity "
+        "learned from the whole training split, so all of `train` is in sample for them. NDCG and HitRatio rank "
+        "history items like all others; `excl.` leaves them out.",
+    ]
+    for name, group in report["groups"].items():
+        lines += ["", f"## {name}: {group['n']} samples" + _drawn(group), "", *_table(group, k), ""]
+        lines.append(_summary(report["teacher"], group, report["confidence_k"]))
+    return "\n".join(lines) + "\n"
+
+
+def _drawn(group: Mapping[str, Any]) -> str:
+    return f", drawn from {group['of']}" if group["of"] > group["n"] else ""
+
+
+def _table(group: Mapping[str, Any], top_k: int) -> list[str]:
+    ks = [n for n in (1, 10, 20) if n <= top_k]
+    head = ["model", *(f"HitRatio@{n}" for n in ks), *(f"NDCG@{n}" for n in ks[1:])]
+    head += [f"NDCG@{n} excl." for n in ks[1:]] + ["contains target"]
+    overlaps = list(next(iter(group["models"].values())).get("overlap_with_sasrec", {}))
+    head += [f"overlap{n} with sasrec" for n in overlaps]
+    rows = []
+    for model, f in group["models"].items():
+        cells: Sequence[float | None] = [
+            *(f["history_ranked"][f"HitRatio@{n}"] for n in ks),
+            *(f["history_ranked"][f"NDCG@{n}"] for n in ks[1:]),
+            *(f["history_excluded"].get(f"NDCG@{n}") for n in ks[1:]),
+            f["contains_target"],
+            *(f["overlap_with_sasrec"][n] for n in overlaps),
+        ]
+        rows.append([model, *("–" if c is None else f"{c:.4f}" for c in cells)])
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def _summary(teacher: str, group: Mapping[str, Any], k: int) -> str:
+    metric = "NDCG@10" if "NDCG@10" in group["models"][teacher]["history_ranked"] else "NDCG@1"
+    values = {m: f["history_ranked"][metric] for m, f in group["models"].items()}
+    ratios = [
+        f"{values[teacher] / value:.2f} times {m}'s"
+        for m, value in values.items()
+        if m != teacher and value > 0
+    ]
+    line = f"{metric} of {teacher} is {' and '.join(ratios)}. " if ratios else ""
+    scaled, raw = (group["confidence"][s]["mean"] for s in ("minmax", "none"))
+    return (
+        f"{line}Entropy of the confidence weights over {k} candidates, 1 = all alike: "
+        f"{scaled:.3f} with scaled distances, {raw:.3f} with raw ones."
+    )
+
+
+def _plot(path: Path, report: Mapping[str, Any]) -> None:
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    groups = report["groups"]
+    models = list(next(iter(groups.values()))["models"])
+    figure = Figure(figsize=(11, 3.2 * len(groups)), layout="constrained")
+    axes = figure.subplots(len(groups), 3, squeeze=False)
+    for (name, group), (ndcg, hits, bars) in zip(groups.items(), axes, strict=True):
+        for axis, metric in ((ndcg, "NDCG"), (hits, "HitRatio")):
+            for model in models:
+                curve = group["models"][model]["history_ranked"]
+                ks = [n for n in KS if f"{metric}@{n}" in curve]
+                axis.plot(ks, [curve[f"{metric}@{n}"] for n in ks], marker="o", label=model)
+            axis.set(xscale="log", xlabel="K", ylabel=f"{metric}@K", xticks=ks, xticklabels=ks)
+            axis.set_title(f"{name} (n={group['n']})", fontsize="medium")
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        ndcg.legend()
+        shares = {"contains target": group["models"][report["teacher"]]["contains_target"]}
+        shares |= {
+            f"overlap{n}\nwith sasrec": value
+            for n, value in group["models"][report["teacher"]].get("overlap_with_sasrec", {}).items()
+        }
+        shares |= {f"entropy\n{s}": group["confidence"][s]["mean"] for s in ("minmax", "none")}
+        bars.bar(list(shares), list(shares.values()), color="tab:gray")
+        bars.bar_label(bars.containers[0], fmt="%.2f")
+        bars.set(ylim=(0, 1.12), title=report["teacher"])
+        bars.tick_params(axis="x", labelsize="small")
+    with writing(path) as tmp:
+        figure.savefig(tmp, format="png", dpi=110)

@@ -1,0 +1,208 @@
+"""The quality report on a store whose figures can be worked out by hand, and on a real teacher."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from src.core.artifacts import load_manifest
+from src.core.config import build_or_raise
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.paths import CONF
+from src.core.teacher_store import StoreWriter, TeacherRows, TeacherStore
+from src.distill.kd_losses import confidence_weights, scale_distances, weight_entropy
+from src.student.config import StudentConfig
+from src.teacher.config import ExportConfig, KnnConfig, SasrecConfig
+from src.teacher.factory import build_teacher
+from src.teacher.quality import (
+    confidence_entropy,
+    ensure_quality,
+    markdown,
+    overlap,
+    quality_folder,
+    quality_report,
+    write_quality,
+)
+
+N, L, K = 20, 2, 5
+# Sample id -> (history, target, the teacher's list, SASRec's list); users follow from the offsets.
+ITEMS = np.array([1, 2, 3, 4, 5, 6, 7, 8], np.int32)
+TEACHER = {
+    2: [3, 9, 10, 11, 12],  # target 3 first
+    3: [2, 9, 4, 11, 12],  # target 4 third; without the history (2, 3) second
+    4: [9, 10, 11, 12, 13],  # misses 5
+    5: [9, 6, 11, 12, 13],  # target 6 second
+    6: [9, 10, 11, 12, 7],  # target 7 last
+    7: [8, 10, 11, 12, 13],  # target 8 first
+}
+SASREC = {i: [9, 10, 11, 12, 13] for i in TEACHER}
+SPLITS = {"train": np.array([2, 3, 4]), "valid": np.array([5]), "test": np.array([6, 7])}
+TRAINED_ON = np.array([2, 3])
+
+
+def toy() -> InteractionData:
+    titles = ["", *map(str, range(1, N + 1))]
+    return InteractionData("toy", "fp", ITEMS, np.arange(8), np.array([0, 8]), SPLITS, titles, titles, L, {})
+
+
+def rows(lists: dict[int, list[int]], ids: np.ndarray) -> TeacherRows:
+    scores = np.tile(np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.05], np.float32)), (len(ids), 1))
+    rankings = np.array([lists[int(i)] for i in ids], np.int32)
+    return TeacherRows(ids, rankings, scores, np.full(len(ids), -2.0, np.float32))
+
+
+class Stub:
+    """A model with fixed lists."""
+
+    score_kind = "log_likelihood"
+
+    def __init__(self, name: str, lists: dict[int, list[int]]):
+        self.name, self.lists = name, lists
+
+    def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
+        assert k == K and np.isin(sample_ids, SPLITS[split]).all()
+        return rows(self.lists, sample_ids)
+
+
+def make_store(folder: Path) -> TeacherStore:
+    writer = StoreWriter(folder, N, "log_likelihood", 8)
+    for split, ids in SPLITS.items():
+        writer.export(split, ids, lambda shard: rows(TEACHER, shard))
+    table = np.eye(N + 1, 3, -1, dtype=np.float32)
+    return writer.finish(SPLITS, table, {"dataset": "toy", "dataset_fingerprint": "fp", "teacher": "stub"})
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> dict:
+    others = {"sasrec": Stub("sasrec", SASREC), "popularity": Stub("popularity", SASREC)}
+    store = make_store(tmp_path / "abc")
+    return quality_report(store, toy(), TRAINED_ON, others, confidence_k=3, max_rows=100, seed=0)
+
+
+def test_groups_keep_trained_rows_apart(report: dict):
+    sizes = {name: (g["n"], g["of"]) for name, g in report["groups"].items()}
+    assert sizes == {
+        "train, in sample": (2, 2),
+        "train, out of sample": (1, 1),
+        "valid, out of sample": (1, 1),
+        "test, out of sample": (2, 2),
+    }
+    assert report["trained_on"] == 2
+
+
+def test_hand_worked_figures(report: dict):
+    own = {name: g["models"]["stub"] for name, g in report["groups"].items()}
+    seen = own["train, in sample"]  # ranks 1 and 3; without the history 1 and 2
+    assert seen["history_ranked"]["HitRatio@1"] == 0.5 and seen["history_ranked"]["HitRatio@3"] == 1.0
+    assert seen["history_ranked"]["NDCG@3"] == pytest.approx((1 + 0.5) / 2)
+    assert seen["history_excluded"]["NDCG@3"] == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert own["train, out of sample"]["contains_target"] == 0.0
+    test = own["test, out of sample"]  # ranks 5 and 1
+    assert test["contains_target"] == 1.0
+    assert test["history_ranked"]["NDCG@5"] == pytest.approx((1 / math.log2(6) + 1) / 2)
+    assert test["mean_target_score"] == -2.0
+    others = report["groups"]["test, out of sample"]["models"]
+    assert others["sasrec"]["contains_target"] == others["popularity"]["history_ranked"]["NDCG@5"] == 0.0
+
+
+def test_no_figure_beyond_the_lists(report: dict):
+    figures = report["groups"]["test, out of sample"]["models"]["stub"]
+    assert max(int(m.partition("@")[2]) for m in figures["history_ranked"]) == K
+    assert max(int(m.partition("@")[2]) for m in figures["history_excluded"]) == K - L
+
+
+def test_overlap_with_sasrec(report: dict):
+    """Of [9 10 11 12 7] four, of [8 10 11 12 13] four are among SASRec's 9..13."""
+    models = report["groups"]["test, out of sample"]["models"]
+    assert models["stub"]["overlap_with_sasrec"] == {"@5": pytest.approx(0.8)}
+    assert models["sasrec"]["overlap_with_sasrec"] == {"@5": 1.0}
+    a, b = np.array([[1, 2], [3, 4]]), np.array([[2, 9], [1, 2]])
+    assert overlap(a, b) == 0.25, "items count within their own row only"
+
+
+def test_confidence_entropy_is_that_of_the_distillation(report: dict):
+    for scaling, kind in (("minmax", "log_likelihood"), ("none", "log_likelihood"), ("none", "distance")):
+        sign = -1 if kind == "log_likelihood" else 1
+        scores = sign * np.sort(np.random.default_rng(0).gamma(2.0, 8.0, (50, 10)), axis=1)
+        distances = scale_distances(torch.from_numpy(sign * scores), scaling)
+        expected = weight_entropy(confidence_weights(distances)).numpy()
+        np.testing.assert_allclose(confidence_entropy(scores, kind, scaling), expected, rtol=1e-9)
+    equal = confidence_entropy(np.full((1, 4), -3.0), "log_likelihood", "minmax")
+    assert equal.tolist() == pytest.approx([1.0])
+    # Raw -log p of .4 .2 .2: weights 1/2 1/4 1/4, entropy 1.5 bits of log2(3).
+    got = report["groups"]["test, out of sample"]["confidence"]["none"]
+    assert got["mean"] == got["p50"] == pytest.approx(1.5 / math.log2(3), abs=1e-6)
+
+
+def test_large_groups_are_drawn_from_by_seed(tmp_path: Path):
+    store, others = make_store(tmp_path / "abc"), {"sasrec": Stub("sasrec", SASREC)}
+    how = {"confidence_k": 3, "max_rows": 1}
+    one, again, other = (quality_report(store, toy(), TRAINED_ON, others, **how, seed=s) for s in (1, 1, 4))
+    assert one == again and one["groups"]["test, out of sample"]["n"] == 1
+    assert one["groups"]["test, out of sample"]["of"] == 2
+    assert one["groups"] != other["groups"], "seeds 1 and 4 draw different rows of two"
+
+
+def test_more_candidates_than_listed(tmp_path: Path):
+    with pytest.raises(UserError, match="confidence_k=6; expected <= top_k 5"):
+        quality_report(make_store(tmp_path / "a"), toy(), TRAINED_ON, {}, confidence_k=6, max_rows=9, seed=0)
+
+
+def test_written_beside_the_store(report: dict, tmp_path: Path):
+    folder = quality_folder(tmp_path / "abc")
+    write_quality(folder, report)
+    assert folder.name == "abc.quality" and folder.parent == tmp_path
+    manifest = load_manifest(folder, {"store": "abc", "teacher": "stub", "dataset_fingerprint": "fp"}, "x")
+    assert set(manifest["files"]) == {"quality.json", "quality.md", "quality.png"}
+    assert json.loads((folder / "quality.json").read_text()) == report
+    assert (folder / "quality.png").read_bytes().startswith(b"\x89PNG")
+    TeacherStore(tmp_path / "abc", "fp")  # the store itself is as it was
+
+
+def test_markdown_says_what_the_numbers_are(report: dict):
+    text = markdown(report)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {tables[0].count("|")}, "every row as wide as its head"
+    assert "## train, in sample: 2 samples\n" in text
+    assert "NDCG@1 of stub is" not in text, "nothing is divided by a zero"
+    drawn = {**report["groups"]["test, out of sample"], "of": 77}
+    assert "2 samples, drawn from 77" in markdown({**report, "groups": {"test": drawn}})
+
+
+def test_of_a_real_teacher(demo_data: InteractionData, roots: Path):
+    export = ExportConfig(top_k=30, train_share=1.0, shard_size=512, batch_size=256)
+    teacher = build_teacher(KnnConfig("knn", "knn", 1, 0.8, 0.45, 0.01, 8, export), demo_data)
+    teacher.prepare(None)
+    writer = StoreWriter(roots / "fp", demo_data.n_items, teacher.score_kind, export.shard_size)
+    for split, ids in demo_data.splits.items():
+        writer.export(split, ids, lambda shard, split=split: teacher.rank(split, shard, 30))
+    fields = {"dataset": "demo", "dataset_fingerprint": demo_data.fingerprint, "teacher": "knn"}
+    store = writer.finish(dict(demo_data.splits), teacher.item_embeddings(), fields)
+
+    folder = ensure_quality(store, demo_data, teacher.train_sample_ids(), export, 1, encoder())
+    report = json.loads((folder / "quality.json").read_text())
+    assert set(report["groups"]) == {"train, in sample", "valid, out of sample", "test, out of sample"}
+    for group in report["groups"].values():
+        assert list(group["models"]) == ["knn", "sasrec", "popularity"]
+    ndcg = {n: g["models"]["knn"]["history_ranked"]["NDCG@10"] for n, g in report["groups"].items()}
+    assert ndcg["train, in sample"] > ndcg["test, out of sample"], "a co-occurrence model knows its own rows"
+    written = (folder / "quality.json").stat().st_mtime_ns
+    assert ensure_quality(store, demo_data, teacher.train_sample_ids(), export, 1, None) == folder
+    assert (folder / "quality.json").stat().st_mtime_ns == written, "a report that is there is kept"
+
+
+def encoder() -> StudentConfig:
+    """`conf/teacher/sasrec.yaml`'s, small."""
+    small = [f"teacher.encoder.{o}" for o in ("max_epochs=2", "width=8", "heads=1", "device=cpu")]
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        group = compose(overrides=["+seed=1", "+teacher=sasrec", *small]).teacher
+    values = OmegaConf.to_container(group, resolve=True)
+    return build_or_raise(SasrecConfig, values, "teacher").encoder
