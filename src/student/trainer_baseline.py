@@ -23,6 +23,7 @@ from src.core.metrics import EvalConfig
 from src.core.run import Run, Stopwatch, check_stop
 from src.core.seed import seed_everything
 from src.student.architectures import Student
+from src.student.average import Average
 from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.student.config import StudentConfig
 from src.student.datamodule import Samples, Selection
@@ -89,14 +90,14 @@ def fit(
     """
     device = next(objective.parameters()).device
     path = folder / "checkpoint.pt"
-    optimizer = _optimizer(objective, config)
+    optimizer, average = _optimizer(objective, config), Average(objective, config.average)
     valid = Samples(data, Selection(data.splits["valid"]), device)
     state = load_checkpoint(path, fingerprint)
     if state is None:
         done, best, losses = Progress(), None, None
         selection = selection or Selection(data.splits["train"])
     else:
-        done, best, losses, selection = _restore(state, objective, optimizer)
+        done, best, losses, selection = _restore(state, objective, optimizer, average)
         log.info("going on after epoch %d of %s", done.epoch, path)
     samples = Samples(data, selection, device)
     watch = Stopwatch(done.seconds)
@@ -109,9 +110,13 @@ def fit(
         objective.start_epoch(epoch, samples)
         objective.train()
         started = watch.seconds()
-        losses, parts = _train_epoch(objective, samples, config, optimizer, seed, epoch)
+        losses, parts = _train_epoch(objective, samples, config, optimizer, average, seed, epoch)
         trained = watch.seconds()
-        metrics = validate(objective, valid, eval_config)
+        with average.in_place():
+            metrics = validate(objective, valid, eval_config)
+            if (value := metrics[eval_config.select_metric]) > done.best_value:
+                done.best_epoch, done.best_value = epoch + 1, value
+                best = {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
         done.history.append(
             {
                 "epoch": epoch + 1,
@@ -121,14 +126,11 @@ def fit(
                 **{f"valid/{name}": metric for name, metric in metrics.items()},
             }
         )
-        if (value := metrics[eval_config.select_metric]) > done.best_value:
-            done.best_epoch, done.best_value = epoch + 1, value
-            best = {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
         done.epoch = epoch + 1
         done.finished = done.epoch >= config.max_epochs or done.epoch - done.best_epoch >= config.patience
         done.seconds = watch.seconds()
         _report(done, config, eval_config.select_metric, run)
-        save_checkpoint(path, _state(fingerprint, done, objective, optimizer, best, losses, samples))
+        save_checkpoint(path, _state(fingerprint, done, objective, optimizer, average, best, losses, samples))
         check_stop()
     objective.load_state_dict(best)
     log.info("best epoch %d: valid %s %.4f", done.best_epoch, eval_config.select_metric, done.best_value)
@@ -140,6 +142,7 @@ def _train_epoch(
     samples: Samples,
     config: StudentConfig,
     optimizer: torch.optim.Optimizer,
+    average: Average,
     seed: int,
     epoch: int,
 ) -> tuple[np.ndarray, dict[str, float]]:
@@ -157,6 +160,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
+        average.update()
         losses[batch.rows] = loss.detach().float()
         finite[step] = total.detach().isfinite()
         for name, part in parts.items():
@@ -197,6 +201,7 @@ def _state(
     done: Progress,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
+    average: Average,
     best: dict[str, Tensor] | None,
     losses: np.ndarray,
     samples: Samples,
@@ -206,6 +211,7 @@ def _state(
         "progress": asdict(done),
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "average": {"weights": average.state(), "steps": average.steps},
         "best": best,
         "losses": torch.from_numpy(losses),
         "sample_ids": torch.from_numpy(samples.selection.sample_ids),
@@ -214,10 +220,11 @@ def _state(
 
 
 def _restore(
-    state: dict[str, Any], objective: Objective, optimizer: torch.optim.Optimizer
+    state: dict[str, Any], objective: Objective, optimizer: torch.optim.Optimizer, average: Average
 ) -> tuple[Progress, dict[str, Tensor], np.ndarray, Selection]:
     objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
+    average.restore(state["average"]["weights"], state["average"]["steps"])
     selection = Selection(state["sample_ids"].numpy(), state["weights"].numpy())
     return Progress(**state["progress"]), state["best"], state["losses"].numpy(), selection
 

@@ -63,7 +63,7 @@ class StopsIn(BaselineObjective):
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("sasrec", ("loss=dros", "dropout=0.3")), ("gru4rec", ("loss=gbce", "negatives=5")), ("caser", ())],
+    [("sasrec", ("loss=dros", "dropout=0.3", "average=0.9")), ("gru4rec", ("loss=gbce", "negatives=5")), ("caser", ())],
 )
 def test_resume_is_bit_identical(small_data, eval_config, tmp_path, name, overrides):
     config = make_student_config(name, *FAST, *overrides)
