@@ -23,6 +23,13 @@ class _NoSecrets(logging.Filter):
         return True
 
 
+class _NotForTheTerminal(logging.Filter):
+    """Warnings of libraries are for `run.log`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name != "py.warnings"
+
+
 class _OneLine(logging.Formatter):
     """Console format: the traceback goes to `run.log` only."""
 
@@ -50,6 +57,8 @@ def setup_logging(log_file: Path | None, quiet: bool = False) -> None:
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.WARNING if quiet else logging.INFO)
     console.setFormatter(_OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
+    console.addFilter(_NotForTheTerminal())
+    logging.captureWarnings(True)
     handlers: list[logging.Handler] = [console]
     if log_file is not None:
         file = logging.FileHandler(log_file, encoding="utf-8")
@@ -63,6 +72,7 @@ def setup_logging(log_file: Path | None, quiet: bool = False) -> None:
 def close_logging() -> None:
     """Close what `setup_logging` opened (a process may run several stages)."""
     root = logging.getLogger()
+    logging.captureWarnings(False)
     for handler in list(root.handlers):
         if any(isinstance(f, _NoSecrets) for f in handler.filters):
             root.removeHandler(handler)

@@ -65,7 +65,9 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
         **_json(teacher.folder / "metrics" / "time.json"),
         "reused": True,
     }
-    assert _json(again.folder / "metrics" / "metrics.json") == _json(teacher.folder / "metrics" / "metrics.json")
+    assert _json(again.folder / "metrics" / "metrics.json") == _json(
+        teacher.folder / "metrics" / "metrics.json"
+    )
 
 
 def test_same_seed_same_baseline(stage: Stage) -> None:
