@@ -41,6 +41,8 @@ def check_no_leaks(
     if not np.isin(step_back, offsets).all():
         raise UserError("a user's rows are not in time order", "a table sorted by user and time", fix)
     used = np.zeros(len(items), dtype=bool)
+    first = np.zeros(len(items), dtype=bool)
+    first[offsets[:-1]] = True
     for name, rows in splits.items():
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(items) or (np.diff(rows) <= 0).any()):
             raise UserError(
@@ -51,7 +53,7 @@ def check_no_leaks(
         if used[rows].any():
             raise UserError(f"a {name} sample stands in two splits", "disjoint splits", fix)
         used[rows] = True
-        if np.isin(rows, offsets[:-1]).any():
+        if first[rows].any():
             raise UserError(f"a {name} sample has no history", "at least one earlier interaction", fix)
     _no_held_out_target_in_training(offsets, splits, config, fix)
     if config.split == "global_time":

@@ -59,7 +59,7 @@ class _TableUnpickler(pickle_compat.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it wants to use {module}.{name}")
-        return super().find_class(module, name)
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def read_pickled_table(path: Path) -> pd.DataFrame:

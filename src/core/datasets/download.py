@@ -32,6 +32,7 @@ _CHUNK = 1 << 20
 _TIMEOUT_S = 60.0
 _ATTEMPTS = 4
 _RECORD = "checksums.json"
+_AGAIN = "nothing yet: run it again to fetch it anew"
 
 
 def fetch_missing(config: DatasetConfig, folder: Path) -> None:
@@ -82,14 +83,18 @@ def fetch(download: Download, folder: Path) -> None:
                 ) from None
             log.info("%s: %s; attempt %d of %d", download.name, e, attempt + 1, _ATTEMPTS)
             time.sleep(2.0**attempt / 2)
-    _verify(download, part, folder)
-    if download.members:
-        _unpack(download, part, folder)
-        part.unlink()
-    else:
-        part.replace(folder / download.name)
-    _tag(part).unlink(missing_ok=True)
-    _count_lines(download, folder)
+    _tag(part).unlink(missing_ok=True)  # complete, or useless: never continued
+    try:
+        digest = _verify(download, part, folder)
+        if download.members:
+            _unpack(download, part, folder)
+        else:
+            part.replace(folder / download.name)
+        _count_lines(download, folder)
+    finally:
+        part.unlink(missing_ok=True)
+    record = folder / _RECORD
+    write_json(record, {**(read_json(record) if record.is_file() else {}), download.name: digest})
 
 
 class _SameSecurity(urllib.request.HTTPRedirectHandler):
@@ -169,45 +174,40 @@ def _chunks(response: Any) -> Iterator[bytes]:
         yield chunk
 
 
-def _verify(download: Download, part: Path, folder: Path) -> None:
-    """Compare with the published checksum, or with the one recorded on first use; record it."""
-    record_file = folder / _RECORD
-    record = read_json(record_file) if record_file.is_file() else {}
+def _verify(download: Download, part: Path, folder: Path) -> str:
+    """The SHA-256 of `part`, which has the published checksum, or the one recorded on first use."""
     digest = sha256_file(part)
+    record = folder / _RECORD
     if download.checksum is not None:
         kind, expected = download.checksum.split(":")
         with open(part, "rb") as f:
             found = hashlib.file_digest(f, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
         what = "the published checksum"
     else:
-        kind, expected, found = "sha256", record.get(download.name, digest), digest
-        what = f"the checksum recorded in {record_file}"
+        kind, found = "sha256", digest
+        expected = (read_json(record) if record.is_file() else {}).get(download.name, digest)
+        what = f"the checksum recorded in {record}"
     if found != expected:
-        part.unlink()
-        _tag(part).unlink(missing_ok=True)
-        raise UserError(
-            f"{download.url} has {kind} {found}", f"{expected}, {what}", "nothing yet: fetch it again"
-        )
-    write_json(record_file, {**record, download.name: digest})
+        raise UserError(f"{download.url} has {kind} {found}", f"{expected}, {what}", _AGAIN)
+    return digest
 
 
 def _unpack(download: Download, archive: Path, folder: Path) -> None:
     """Take the known members of a zip, each to its known name; refuse archives that try to place files elsewhere."""
-    fix = f"{archive} (delete it and fetch it again)"
     try:
         with zipfile.ZipFile(archive) as z:
             for info in z.infolist():
                 if _escapes(info):
                     raise UserError(
-                        f"{archive} has the member {info.filename!r}", "names inside the archive", fix
+                        f"{archive} has the member {info.filename!r}", "names inside the archive", _AGAIN
                     )
             left = download.max_bytes
             for member, name in download.members.items():
                 if member not in z.namelist():
-                    raise UserError(f"{archive} has no member {member}", ", ".join(download.members), fix)
-                left -= _extract(z, member, folder / name, left, fix)
+                    raise UserError(f"{archive} has no member {member}", ", ".join(download.members), _AGAIN)
+                left -= _extract(z, member, folder / name, left)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as e:
-        raise UserError(f"{archive} cannot be unpacked: {e}", "a complete zip archive", fix) from None
+        raise UserError(f"{archive} cannot be unpacked: {e}", "a complete zip archive", _AGAIN) from None
 
 
 def _escapes(info: zipfile.ZipInfo) -> bool:
@@ -216,7 +216,7 @@ def _escapes(info: zipfile.ZipInfo) -> bool:
     return path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or is_link
 
 
-def _extract(z: zipfile.ZipFile, member: str, target: Path, limit: int, fix: str) -> int:
+def _extract(z: zipfile.ZipFile, member: str, target: Path, limit: int) -> int:
     """Write one member; the size is counted, not believed (a small archive can hold terabytes)."""
     size = 0
     with z.open(member) as source_file, writing(target) as tmp, open(tmp, "wb") as out:
@@ -224,7 +224,7 @@ def _extract(z: zipfile.ZipFile, member: str, target: Path, limit: int, fix: str
             size += len(chunk)
             if size > limit:
                 raise UserError(
-                    f"{member} unpacks to more than {limit} bytes", "a file of the known size", fix
+                    f"{member} unpacks to more than {limit} bytes", "a file of the known size", _AGAIN
                 )
             out.write(chunk)
     return size
@@ -240,9 +240,7 @@ def _count_lines(download: Download, folder: Path) -> None:
                     lines, last = lines + chunk.count(b"\n"), chunk
         except (EOFError, OSError) as e:
             path.unlink()
-            raise UserError(
-                f"{path} cannot be read: {e}", "a complete file", "nothing yet: fetch it again"
-            ) from None
+            raise UserError(f"{path} cannot be read: {e}", "a complete file", _AGAIN) from None
         lines += not last.endswith(b"\n")
         if lines != expected:
             path.unlink()

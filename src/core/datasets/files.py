@@ -79,6 +79,8 @@ def read_table(
         _explain(path, sep, columns, n_columns, encoding, header, quoted)
         raise UserError(f"{path} cannot be parsed: {e}", "a text table", str(path)) from None
     _require_rows(path, table)
+    if quoted and _quotes(path) % 2:  # the parser takes all that follows an open quote for one field
+        _explain(path, sep, columns, n_columns, encoding, header, quoted)
     for name, kind in columns.items():
         if kind is float and not np.isfinite(table.column(name).to_numpy()).all():
             _explain(path, sep, columns, n_columns, encoding, header, quoted)
@@ -174,6 +176,11 @@ def _parse(
 def _padded(columns: Mapping[str, type], n_columns: int | None) -> list[str]:
     extra = (n_columns or len(columns)) - len(columns)
     return [*columns, *(f"_unused{i}" for i in range(extra))]
+
+
+def _quotes(path: Path) -> int:
+    with open(path, "rb") as f:
+        return sum(chunk.count(b'"') for chunk in iter(lambda: f.read(1 << 22), b""))
 
 
 def _header(path: Path, sep: str, encoding: str) -> list[str]:

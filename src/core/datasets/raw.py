@@ -106,7 +106,7 @@ def _numeric(values: Sequence[str]) -> np.ndarray:
     """int64 if every value is the usual notation of one ("07" and "7" stay different), else text."""
     if all(v.removeprefix("-").isdecimal() and str(int(v)) == v and abs(int(v)) < 2**63 for v in values):
         return np.array([int(v) for v in values], dtype=np.int64)
-    return np.array(values, dtype=np.dtypes.StringDType())
+    return np.array(values, dtype=object)
 
 
 def seconds(times: np.ndarray, path: Path) -> np.ndarray:
