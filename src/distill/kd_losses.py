@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLOOR = 1e-8  # the official code's guard in the confidence and consistency weights
-_BLOCK = 64  # items per block of the two-stage top-k
-_BLOCKED_FROM = 2048  # catalogue size from which two stages are faster than torch.topk
+_BLOCKED_FROM = 512  # catalogue size from which two stages are faster than torch.topk
 
 
 def position_weights(k: int, beta_pos: float, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -66,16 +65,18 @@ def top_k_threshold(logits: Tensor, k: int) -> Tensor:
     for the maxima and a top-k over K blocks only.
     """
     logits = logits.detach()
-    batch, n_items = logits.shape
+    n_items = logits.shape[1]
     k = min(k, n_items)
-    blocks = n_items // _BLOCK
+    size = 1 << round(math.log2(max(n_items / k, 1.0)) / 2)  # near sqrt(N / K): the least work
+    blocks = n_items // size
     if n_items < _BLOCKED_FROM or k >= blocks:
-        return logits.topk(k, dim=1, sorted=True).values[:, -1]
-    whole = logits[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK))
-    best = whole.amax(dim=2).topk(k, dim=1, sorted=False).indices
-    kept = whole.gather(1, best[:, :, None].expand(batch, k, _BLOCK)).flatten(1)
-    kept = torch.cat([kept, logits[:, blocks * _BLOCK :]], dim=1)
-    return kept.topk(k, dim=1, sorted=True).values[:, -1]
+        return logits.topk(k, dim=1).values[:, -1]
+    # Block i holds the columns i, i + blocks, ...: maxima are then taken of whole rows of memory.
+    whole = logits[:, : blocks * size].unflatten(1, (size, blocks))
+    best = whole.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    kept = whole.gather(2, best[:, None, :].expand(-1, size, -1)).flatten(1)
+    kept = torch.cat([kept, logits[:, blocks * size :]], dim=1)
+    return kept.topk(k, dim=1).values[:, -1]
 
 
 def consistency(logits: Tensor, candidate_logits: Tensor, k: int) -> Tensor:

@@ -31,7 +31,7 @@ class Projector(nn.Module):
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """[M, H] float32 for the item ids `rows` [M], or [N+1, H] for all; row 0 (padding) is never read."""
-        vectors = self.table if rows is None else self.table[rows]
+        vectors = self.table if rows is None else self.table.index_select(0, rows)
         if not self.low_precision:
             return self.map(vectors)
         with torch.autocast(vectors.device.type, torch.bfloat16):

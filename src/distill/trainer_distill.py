@@ -16,23 +16,22 @@ from src.core.run import Run
 from src.core.seed import derive, seed_everything
 from src.core.teacher_store import TeacherRows, TeacherStore, locate
 from src.distill import kd_losses
+from src.distill.catalogue import CatalogueTerms, catalogue_terms
 from src.distill.config import ActiveConfig, DistillConfig
 from src.distill.data_bridge import RankingSignals, join_rows, ranking_signals, teacher_item_vectors
 from src.distill.projector import Projector
+from src.distill.recommendation import SharedRecommendation
 from src.distill.scoring import StudentScorer
 from src.distill.selection_policy import Selection, SelectionContext, SelectionPolicy, make_policy
 from src.student.architectures import Student
 from src.student.config import StudentConfig
 from src.student.datamodule import Batch, Samples
-from src.student.losses import dro_terms, sample_negatives
+from src.student.losses import sample_negatives
 from src.student.models import build_student, device_of, fold_item_table
-from src.student.objective import Objective, RecommendationLoss
+from src.student.objective import Objective
 from src.student.trainer_baseline import FitResult, fit
 
 log = get_logger(__name__)
-_COMPACT_SHARE = (
-    4  # a table of only the rows that occur pays when the catalogue has this many per history entry
-)
 
 
 class DistillObjective(Objective):
@@ -60,7 +59,7 @@ class DistillObjective(Objective):
     ):
         super().__init__(student)
         self.config, self.seed = config, seed
-        self.recommendation = RecommendationLoss(student_config, data, seed)
+        self.recommendation = SharedRecommendation(student_config, data, seed)
         self.projector = None
         if vectors is not None:
             hidden = config.projector_width if config.projector == "mlp" else None
@@ -99,13 +98,13 @@ class DistillObjective(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden, table = self._encode(batch)
         negatives = self.recommendation.negatives(batch)
-        scores = self.student.score(hidden, table) if self.ranks else None
-        loss = self.recommendation(self.student, hidden, batch, negatives, scores, table)
-        parts = {"recommendation": loss.detach().mean()}
-        if self.ranks:
-            self.sample_losses[batch.rows] = loss.detach().float()
-            ranking = self.config.lam * self._ranking(batch, scores, negatives)
-            parts["ranking"] = ranking.detach().mean()
+        if not self.ranks:
+            loss = self.recommendation(self.student, hidden, batch, negatives, None, table)
+            parts = {"recommendation": loss.detach().mean()}
+        else:
+            loss, ranking = self._rank(batch, self.student.score(hidden, table), negatives)
+            parts = {"recommendation": loss.detach().mean(), "ranking": ranking.detach().mean()}
+            self.sample_losses[batch.rows] = loss.detach().to(self.sample_losses.dtype)
             loss = loss + ranking
         if self.config.aligns:
             align = self.config.align_weight * self._align()
@@ -117,13 +116,12 @@ class DistillObjective(Objective):
         """Sequence vectors [B, D], and the input table that scoring needs (None: the student's own).
 
         An output layer of its own reads no input table, so then only the rows of the batch's histories are
-        fused: [M, D] instead of [N+1, D]. Not on a GPU, which would wait for their number.
+        fused: [M, D] instead of [N+1, D]. Not on a GPU, which would wait for their number, nor compiled.
         """
         if not self.config.fuses:
             return self.student.encode(batch.history), None
         separate = self.student.output is not None
-        entries = batch.history.numel()
-        if not separate or batch.history.is_cuda or self.student.n_items * _COMPACT_SHARE < entries:
+        if not separate or batch.history.is_cuda or torch.compiler.is_compiling():
             table = self.item_table()
             return self.student.encode(batch.history, table), None if separate else table
         # Row 0 must stay first: students take id 0 for padding.
@@ -133,35 +131,61 @@ class DistillObjective(Objective):
         table = kd_losses.fuse(own, self.projector(rows), self.config.ed_weight, self.config.offset)
         return self.student.encode(local[1:].view_as(batch.history), table), None
 
-    def _ranking(self, batch: Batch, scores: Tensor, negatives: Tensor | None) -> Tensor:
-        """[B] L_rd of every sample, 0 where it is not distilled.
+    def _rank(self, batch: Batch, scores: Tensor, negatives: Tensor | None) -> tuple[Tensor, Tensor]:
+        """student.loss [B], and lam * L_rd of every sample [B], 0 where it is not distilled.
 
         Args:
-            scores: [B, N]; negatives: [B, K'] items that the recommendation loss drew, shared as in the code.
+            scores: [B, N].
+            negatives: [B, M] items that the recommendation loss drew; the first is shared, as in the code.
         """
-        c = self.config
+        c, rec = self.config, self.recommendation
         candidates = self.candidates[batch.rows].long()
-        candidate_scores = scores.gather(1, candidates)
-        consistent = kd_losses.consistency(scores, candidate_scores, candidates.shape[1])
+        if negatives is None and c.rd_loss == "bce":
+            shape = (batch.history, batch.target, self.student.n_items)
+            negatives = sample_negatives(*shape, 1, self._generator)
+        own = rec.columns(batch, negatives)
+        terms, dro = self._terms(scores, own, candidates)
+        chosen = terms.values[:, own.shape[1] :]
         weights = kd_losses.ranking_weights(
-            self.position, self.confidence[batch.rows], consistent, self.gammas
+            self.position,
+            self.confidence[batch.rows],
+            kd_losses.consistency(scores, chosen, candidates.shape[1]),
+            self.gammas,
         )
-        sample_weights = self.sample_weights[batch.rows]
         if c.rd_loss == "ce":
-            terms = kd_losses.rd_ce(scores.logsumexp(dim=1), candidate_scores)
+            per_candidate = kd_losses.rd_ce(terms.log_z, chosen)
         else:
-            if negatives is None:
-                negatives = sample_negatives(
-                    batch.history, batch.target, self.student.n_items, 1, self._generator
-                )
-            negative_scores = scores.gather(1, negatives[:, :1] - 1).squeeze(1)
-            terms = kd_losses.rd_bce(candidate_scores, negative_scores, c.rd_negative)
-        loss = (weights * terms).sum(dim=1)
-        if c.alpha > 0:
-            dro = dro_terms(scores, candidates, self.recommendation.propensity, c.beta)
-            dro = dro * kd_losses.dro_weights(weights, sample_weights, c.dro_weighting)
-            loss = loss + c.alpha * dro.sum(dim=1)
-        return sample_weights * loss
+            per_candidate = kd_losses.rd_bce(chosen, terms.values[:, 1], c.rd_negative)
+        ranking = (weights * per_candidate).sum(dim=1)
+        sample_weights = self.sample_weights[batch.rows]
+        if dro is not None:
+            share = kd_losses.dro_weights(weights, sample_weights, c.dro_weighting)
+            ranking = ranking + c.alpha * (share * dro).sum(dim=1)
+        loss = rec.from_terms(scores, terms, own.shape[1])
+        return loss, c.lam * sample_weights * ranking
+
+    def _terms(self, scores: Tensor, own: Tensor, candidates: Tensor) -> tuple[CatalogueTerms, Tensor | None]:
+        """Terms at the columns of the recommendation loss, then the candidates; the candidates' DRO terms.
+
+        One pass serves both, unless their DRO terms have different radii.
+        """
+        c, rec = self.config, self.recommendation
+        student_beta = rec.config.dros_beta
+        shared = not rec.needs_dro or c.alpha == 0 or student_beta == c.beta
+        beta = student_beta if rec.needs_dro else c.beta
+        propensity = rec.propensity if rec.needs_dro or c.alpha > 0 else None
+        terms = catalogue_terms(
+            scores,
+            torch.cat([own, candidates], dim=1),
+            log_z=rec.needs_log_z or c.rd_loss == "ce",
+            propensity=propensity,
+            beta=beta,
+        )
+        if c.alpha == 0:
+            return terms, None
+        if shared:
+            return terms, terms.dro[:, own.shape[1] :]
+        return terms, catalogue_terms(scores, candidates, propensity=rec.propensity, beta=c.beta).dro
 
     def _align(self) -> Tensor:
         """Distance of the student's own item vectors to the projected ones, over all items or a draw of them."""

@@ -1,0 +1,307 @@
+"""Training speed and peak memory of DLLM2Rec's official objective: this project against the official operations.
+
+    python -m benchmarks.distill_speed                     # both catalogues, four objectives, in turn
+    python -m benchmarks.distill_speed --items 1682 --cases all_three --rounds 5
+
+The work is that of the official profile (SASRec of the official code, batch 256, history 10, width 64, teacher
+vectors of width 4096, K = 10, Adam) on generated histories and rankings. Each measurement is a process of its
+own, so that its peak memory is its own; ours and the naive form take turns. `naive` is written here with the
+operations that the official code uses: a dense multinomial for one negative, a gather per row for the newest
+position, K float64 passes over the catalogue for the DRO terms, a full argsort, and a [B, 10, 4096] tensor of
+teacher vectors projected in every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.core.config import build_or_raise
+from src.core.data_utils import InteractionData
+from src.core.metrics import EvalConfig
+from src.core.paths import CONF, ROOT
+from src.core.teacher_store import TeacherRows
+from src.distill.config import DistillConfig
+from src.distill.data_bridge import ranking_signals
+from src.distill.trainer_distill import DistillObjective
+from src.student.config import StudentConfig
+from src.student.losses import propensity
+from src.student.models import build_student
+from src.student.objective import BaselineObjective
+from src.student.trainer_baseline import fit
+
+BATCH, LENGTH, WIDTH, DIM, K = 256, 10, 64, 4096, 10
+# case: (DROS, ranking + embedding)
+CASES = {
+    "bce": (False, False),
+    "bce+dros": (True, False),
+    "ranking+embedding": (False, True),
+    "all_three": (True, True),
+}
+
+
+def made_data(n_items: int, n_train: int) -> InteractionData:
+    """Users whose every training sample has a full history; popularity falls as (rank + 20) ** -0.9."""
+    rng = np.random.default_rng(0)
+    share = (np.arange(n_items) + 20.0) ** -0.9
+    per_user = LENGTH + 40  # 40 targets behind 10 items of history
+    users = -(-n_train // 40) + 1
+    items = rng.choice(n_items, size=users * per_user, p=share / share.sum()).astype(np.int32) + 1
+    ids = np.arange(len(items)).reshape(users, per_user)[:, LENGTH:]
+    return InteractionData(
+        name="made",
+        fingerprint="made",
+        items=items,
+        times=np.zeros(len(items), np.int64),
+        offsets=np.arange(users + 1, dtype=np.int64) * per_user,
+        splits={"train": ids[:-1].ravel()[:n_train], "valid": ids[-1, :20], "test": ids[-1, 20:]},
+        titles=[""] * (n_items + 1),
+        raw_items=[""] * (n_items + 1),
+        max_history=LENGTH,
+        info={},
+    )
+
+
+def made_rows(n: int, n_items: int) -> TeacherRows:
+    """Rankings without repeats: a stride of distinct items from a random start."""
+    rng = np.random.default_rng(1)
+    start, step = rng.integers(0, n_items, (n, 1)), rng.integers(1, n_items // K, (n, 1))
+    rankings = (start + step * np.arange(K)) % n_items + 1
+    scores = np.sort(rng.random((n, K)), axis=1).astype(np.float32) * 3
+    return TeacherRows(np.arange(n), rankings.astype(np.int32), scores, scores[:, 0].copy())
+
+
+def made_vectors(n_items: int) -> Tensor:
+    vectors = torch.randn(n_items + 1, DIM, generator=torch.Generator().manual_seed(2))
+    vectors[0] = 0
+    return vectors
+
+
+def settings(dros: bool, kd: bool, changes: dict) -> tuple[StudentConfig, DistillConfig]:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        groups = compose(overrides=["+student=sasrec_dllm2rec", "+distill=dllm2rec_official"])
+    values = {name: dict(OmegaConf.to_container(groups[name])) for name in ("student", "distill")}
+    values["student"] |= {"loss": "dros" if dros else "bce", "dros_alpha": 1.0, "device": "cpu"}
+    values["distill"] |= {"alpha": 1.0 if dros and kd else 0.0}
+    for key, value in changes.items():
+        group, _, name = key.partition(".")
+        values[group][name] = value
+    return (
+        build_or_raise(StudentConfig, values["student"], "student"),
+        build_or_raise(DistillConfig, values["distill"], "distill"),
+    )
+
+
+def ours(case: str, n_items: int, steps: int, changes: dict) -> list[float]:
+    """Samples per second of each epoch after the first, as the training loop itself reports them."""
+    dros, kd = CASES[case]
+    student_config, config = settings(dros, kd, changes)
+    n = steps * BATCH
+    data = made_data(n_items, n)
+    torch.manual_seed(0)
+    student = build_student(student_config, n_items, LENGTH)
+    if kd:
+        train = data.splits["train"]
+        rows = replace(made_rows(n, n_items), sample_ids=train)
+        signals = ranking_signals(rows, train, "distance", config, 0, torch.device("cpu"))
+        vectors = made_vectors(n_items)
+        objective = DistillObjective(student, student_config, config, data, 0, signals, vectors)
+        del vectors, rows
+    else:
+        objective = BaselineObjective(student, student_config, data, 0)
+    few = EvalConfig(ks=(10,), select_metric="NDCG@10", exclude_history=False, batch_size=64)
+    with tempfile.TemporaryDirectory() as folder:
+        result = fit(
+            objective,
+            data,
+            replace(student_config, max_epochs=4, patience=4),
+            few,
+            seed=0,
+            folder=Path(folder),
+            fingerprint="made",
+        )
+    return [entry["samples_per_s"] for entry in result.history[1:]]
+
+
+class NaiveSASRec(nn.Module):
+    """The official student with the official operations; ids are 0-based, padding is N."""
+
+    def __init__(self, n_items: int, vectors: Tensor | None):
+        super().__init__()
+        self.items = nn.Embedding(n_items + 1, WIDTH)
+        self.positions = nn.Embedding(LENGTH, WIDTH)
+        nn.init.normal_(self.items.weight, 0, 0.01)
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(4))
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.ffn_in, self.ffn_out = nn.Conv1d(WIDTH, WIDTH, 1), nn.Conv1d(WIDTH, WIDTH, 1)
+        self.dropout = nn.Dropout(0.1)
+        self.output = nn.Linear(WIDTH, n_items)
+        self.vectors = vectors
+        if vectors is not None:
+            self.project = nn.Linear(DIM, WIDTH)
+
+    def forward(self, history: Tensor, length: Tensor) -> Tensor:
+        embedded = self.items(history)
+        if self.vectors is not None:
+            embedded = embedded + 0.2 * self.project(self.vectors[history])
+        x = self.dropout(embedded + self.positions(torch.arange(LENGTH)))
+        mask = history.ne(len(self.items.weight) - 1).float().unsqueeze(-1)
+        x = x * mask
+        h = self.norms[0](x)
+        q, k, v = self.query(h), self.key(x), self.value(x)
+        weights = q @ k.transpose(1, 2) / WIDTH**0.5
+        weights = weights.masked_fill(mask.transpose(1, 2) == 0, -(2**32) + 1)
+        weights = weights.masked_fill(torch.ones(LENGTH, LENGTH).tril() == 0, -(2**32) + 1)
+        attended = self.dropout(weights.softmax(-1)) @ v + h
+        g = self.norms[1](attended)
+        f = self.ffn_out(F.relu(self.ffn_in(g.transpose(1, 2)))).transpose(1, 2)
+        z = self.norms[3](self.norms[2](self.dropout(f) + g) * mask)
+        newest = torch.stack([z[i, length[i] - 1, :] for i in range(len(z))])
+        return self.output(newest)
+
+
+def naive(case: str, n_items: int, steps: int, changes: dict) -> list[float]:
+    """Samples per second of chunks of steps, the first one left out."""
+    dros, kd = CASES[case]
+    assert not changes
+    n = steps * BATCH
+    data = made_data(n_items, n)
+    train = data.splits["train"]
+    histories, targets = torch.from_numpy(data.histories(train)).long() - 1, data.targets(train)
+    targets = torch.from_numpy(targets.astype(np.int64)) - 1
+    rows = made_rows(n, n_items)
+    rankings, distances = torch.from_numpy(rows.rankings).long() - 1, torch.from_numpy(rows.scores)
+    ps = torch.from_numpy(propensity(data.train_counts()[1:]))  # float64, as in the official code
+    torch.manual_seed(0)
+    model = NaiveSASRec(n_items, made_vectors(n_items)[1:] if kd else None)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    position = torch.exp(-torch.arange(1, K + 1).float())
+    position = position / position.sum()
+
+    def dro(scores: Tensor, item: Tensor) -> Tensor:
+        """[B, 1]; a pass over the catalogue in float64 for every call."""
+        total = torch.exp(scores.square() * ps).sum(1, keepdim=True)
+        own = scores.gather(1, item)
+        return torch.log(
+            total - torch.exp(own.square() * ps[item]) + torch.exp((own - 1).square() * ps[item])
+        )
+
+    def step() -> None:
+        batch = torch.randint(0, n, (BATCH,))
+        history, target = histories[batch], targets[batch].unsqueeze(1)
+        length = torch.full((BATCH,), LENGTH)
+        allowed = torch.ones(BATCH, n_items + 1)
+        allowed.scatter_(1, history, 0).scatter_(1, target, 0)
+        drawn = torch.multinomial(allowed[:, :n_items], 1)
+        scores = model(history, length)
+        positive, negative = scores.gather(1, target), scores.gather(1, drawn)
+        both = torch.cat([positive, negative])
+        labels = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)])
+        loss = F.binary_cross_entropy_with_logits(both, labels)
+        if dros:
+            loss = loss + dro(scores, target).mean()
+        if kd:
+            candidates = rankings[batch]
+            confidence = torch.exp(-distances[batch]) + 1e-8
+            confidence = confidence / confidence.sum(1, keepdim=True)
+            own = torch.argsort(scores.detach(), dim=1, descending=True)[:, :K]
+            consistent = (candidates.unsqueeze(2) == own.unsqueeze(1)).any(2).float() + 1e-8
+            weights = 0.3 * position + 0.5 * confidence + 0.1 * consistent
+            weights = weights / weights.sum(1, keepdim=True)
+            ranking = torch.zeros(())
+            for k in range(K):
+                item = candidates[:, k : k + 1]
+                term = -torch.log(torch.sigmoid(scores.gather(1, item)))
+                term = term - torch.log(torch.sigmoid(1 - negative))
+                ranking = ranking + (weights[:, k : k + 1] * term).mean()
+                if dros:
+                    ranking = ranking + (weights[:, k : k + 1] * dro(scores, item).squeeze(1)).mean()
+            loss = loss + 0.8 * ranking
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    speeds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        for _ in range(steps):
+            step()
+        speeds.append(n / (time.perf_counter() - started))
+    return speeds[1:]
+
+
+def measure(what: str, case: str, n_items: int, steps: int, changes: dict, threads: int) -> dict:
+    """One measurement in a process of its own: median samples/s and peak memory in GiB."""
+    argument = json.dumps([what, case, n_items, steps, changes, threads])
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.distill_speed", "--one", argument],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one(argument: str) -> None:
+    what, case, n_items, steps, changes, threads = json.loads(argument)
+    torch.set_num_threads(threads)
+    speeds = {"ours": ours, "naive": naive}[what](case, n_items, steps, changes)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    sys.stdout.write(json.dumps({"samples_per_s": statistics.median(speeds), "peak_gib": peak}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, nargs="+", default=[1682, 17408])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=[], help="settings of ours, e.g. student.compile=true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        one(arguments.one)
+        return
+    changes = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.set))
+    changes = {f"{g}.{k}": v for g, values in changes.items() for k, v in values.items()}
+    out = [
+        "| items | objective | naive samples/s | ours | ratio | naive peak GiB | ours | share |",
+        "|" + "---|" * 8,
+    ]
+    for n_items in arguments.items:
+        for case in arguments.cases:
+            found: dict[str, list[dict]] = {"naive": [], "ours": []}
+            for _ in range(arguments.rounds):
+                for what, results in found.items():
+                    steps = 8 if what == "naive" else 40
+                    own = changes if what == "ours" else {}
+                    results.append(measure(what, case, n_items, steps, own, arguments.threads))
+            speed = {w: statistics.median(r["samples_per_s"] for r in rs) for w, rs in found.items()}
+            peak = {w: max(r["peak_gib"] for r in rs) for w, rs in found.items()}
+            ratios = [b["samples_per_s"] / a["samples_per_s"] for a, b in zip(*found.values(), strict=True)]
+            out.append(
+                f"| {n_items} | {case} | {speed['naive']:.0f} | {speed['ours']:.0f} | {statistics.median(ratios):.1f}x "
+                f"| {peak['naive']:.2f} | {peak['ours']:.2f} | 1/{peak['naive'] / peak['ours']:.1f} |"
+            )
+            sys.stderr.write(out[-1] + "\n")
+    sys.stdout.write("\n".join(out) + "\n")
+
+
+if __name__ == "__main__":
+    main()
