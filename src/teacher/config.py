@@ -254,6 +254,7 @@ class KnnConfig:
     decay: float = setting("weight of each step back in the history", gt=0.0, le=1.0)
     damping: float = setting("exponent of the two items' counts that a transition is divided by", ge=0.0)
     floor: float = setting("share of popularity in the probabilities; keeps them above 0", gt=0.0, lt=1.0)
+    leave_one_out: bool = setting("a training sample is ranked without its own transitions")
     dim: int = setting("width of the item embeddings (truncated SVD of the transitions)", ge=1)
     export: ExportConfig = setting("rows of the store")
 
@@ -266,6 +267,7 @@ class MarkovConfig:
     kind: str = setting("which teacher", choices=("markov",))
     seed: int = setting("seed of the export's draw", ge=0)
     smoothing: float = setting("transitions by popularity added to every item (Dirichlet prior)", gt=0.0)
+    leave_one_out: bool = setting("a training sample is ranked without its own transitions")
     dim: int = setting("width of the item embeddings (truncated SVD of the transitions)", ge=1)
     export: ExportConfig = setting("rows of the store")
 

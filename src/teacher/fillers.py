@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.run import Stopwatch
-from src.core.teacher_store import TeacherRows
+from src.core.teacher_store import TeacherRows, locate
 from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class Filler:
         raise NotImplementedError
 
     def train_sample_ids(self) -> np.ndarray:
-        return self._train_ids
+        """Samples that `rank` and `score_all` treat in sample: none where each is scored without itself."""
+        return self._train_ids[:0] if getattr(self.config, "leave_one_out", False) else self._train_ids
 
     def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
         """[n, N] float32 log-probabilities of the whole catalogue; the caller bounds n."""
@@ -103,6 +104,11 @@ class Filler:
         size = max(1, min(self.config.export.batch_size, _SCORES_AT_ONCE // self.data.n_items))
         return [slice(i, i + size) for i in range(0, n, size)]
 
+    def _own(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Positions of the samples whose own transitions must be taken out of their scores."""
+        known = locate(self._train_ids, sample_ids)[1]
+        return np.flatnonzero(known & self.config.leave_one_out)
+
     def _popularity(self) -> np.ndarray:
         """[N] share of every item among the training targets, each counted once more than it occurs."""
         counts = np.bincount(self.data.targets(self._train_ids) - 1, minlength=self.data.n_items) + 1.0
@@ -142,11 +148,22 @@ class KnnFiller(Filler):
         seen = self._weighted(histories)
         hit = sp.csr_array((np.ones(len(targets)), (np.arange(len(targets)), targets - 1)), shape=seen.shape)
         self._pop = self._popularity()
-        damp = sp.diags_array((self._pop * (len(targets) + self.data.n_items)) ** -self.config.damping)
-        self._similar = sp.csr_array(damp @ (seen.T @ hit) @ damp)
+        self._damp = (self._pop * (len(targets) + self.data.n_items)) ** -self.config.damping
+        self._similar = sp.csr_array(sp.diags_array(self._damp) @ (seen.T @ hit) @ sp.diags_array(self._damp))
 
     def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
-        scores = (self._weighted(histories) @ self._similar).toarray()
+        return self._normalised((self._weighted(histories) @ self._similar).toarray())
+
+    def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
+        history, own = self._weighted(self.data.histories(sample_ids)), self._own(sample_ids)
+        scores = (history @ self._similar).toarray()
+        # The sample added its history's weights to its target's column, so they come back squared.
+        columns = self.data.targets(sample_ids[own]) - 1
+        added = (history[own].power(2) @ self._damp) * self._damp[columns]
+        scores[own, columns] = np.maximum(scores[own, columns] - added, 0.0)
+        return self._normalised(scores)
+
+    def _normalised(self, scores: np.ndarray) -> np.ndarray:
         total = scores.sum(axis=1, keepdims=True)
         # A history without any neighbour leaves all to popularity.
         known = np.divide(scores, total, out=np.repeat(self._pop[None], len(scores), axis=0), where=total > 0)
@@ -173,20 +190,32 @@ class MarkovFiller(Filler):
 
     def _fit(self, run: Run | None) -> None:
         ids, n = self._train_ids, self.data.n_items
-        reach = np.arange(self.data.max_history)
+        # In split files one interaction stands in many rows: there only the targets' pairs count.
+        reach = np.arange(1 if self.data.own_rows else self.data.max_history)
         inside = reach[None, :] < self.data.history_lengths(ids)[:, None]
-        later = np.unique(
-            (self.data.rows(ids)[:, None] - reach[None, :])[inside]
-        )  # rows whose predecessor is in the window
+        later = np.unique((self.data.rows(ids)[:, None] - reach[None, :])[inside])
+        # A window may hold the target of a training sample that a fold leaves out.
+        left_out = self.data.rows(np.setdiff1d(self.data.splits["train"], ids))
+        later = np.setdiff1d(later, left_out)
         pairs = (self.data.items[later - 1] - 1, self.data.items[later] - 1)
         self._counts = sp.csr_array((np.ones(len(later)), pairs), shape=(n, n))
         self._totals = self._counts.sum(axis=1)
         self._pop = self._popularity()
 
     def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
-        newest, prior = histories[:, -1] - 1, self.config.smoothing
-        mass = self._counts[newest].toarray() + prior * self._pop
-        return np.log(mass / (self._totals[newest] + prior)[:, None]).astype(np.float32)
+        newest = histories[:, -1] - 1
+        return self._smoothed(self._counts[newest].toarray(), self._totals[newest])
+
+    def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
+        newest, own = self.data.histories(sample_ids)[:, -1] - 1, self._own(sample_ids)
+        counts, totals = self._counts[newest].toarray(), self._totals[newest]
+        counts[own, self.data.targets(sample_ids[own]) - 1] -= 1.0
+        totals[own] -= 1.0
+        return self._smoothed(counts, totals)
+
+    def _smoothed(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+        prior = self.config.smoothing
+        return np.log((counts + prior * self._pop) / (totals + prior)[:, None]).astype(np.float32)
 
     def item_embeddings(self) -> np.ndarray:
         rows = sp.diags_array(1.0 / np.maximum(self._totals, 1.0))

@@ -298,9 +298,9 @@ def _plot(path: Path, report: Mapping[str, Any]) -> None:
             axis.minorticks_off()
             axis.grid(alpha=0.3)
         ndcg.legend()
-        shares = {"contains target": group["models"][report["teacher"]]["contains_target"]}
+        shares = {"contains\ntarget": group["models"][report["teacher"]]["contains_target"]}
         shares |= {
-            f"overlap{n}\nwith sasrec": value
+            f"overlap\n{n} with\nsasrec": value
             for n, value in group["models"][report["teacher"]].get("overlap_with_sasrec", {}).items()
         }
         shares |= {f"entropy\n{s}": group["confidence"][s]["mean"] for s in ("minmax", "none")}

@@ -66,9 +66,12 @@ def popularity_by_hand() -> dict[int, float]:
     return {i: (counts[i] + 1) / (len(windows()) + N) for i in range(1, N + 1)}
 
 
-def knn_by_hand(history: list[int], decay: float, damping: float, floor: float) -> list[float]:
+def knn_by_hand(
+    history: list[int], decay: float, damping: float, floor: float, without: int | None = None
+) -> list[float]:
+    """`without`: position of a training window whose transitions are not counted."""
     count, similar = Counter(t for _, t in windows()), defaultdict(float)
-    for past, target in windows():
+    for past, target in (w for i, w in enumerate(windows()) if i != without):
         for age, item in enumerate(reversed(past)):
             similar[item, target] += decay**age
     scores = dict.fromkeys(range(1, N + 1), 0.0)
@@ -80,9 +83,11 @@ def knn_by_hand(history: list[int], decay: float, damping: float, floor: float) 
     return [math.log((1 - floor) * known[t] + floor * pop[t]) for t in range(1, N + 1)]
 
 
-def markov_by_hand(newest: int, smoothing: float) -> list[float]:
+def markov_by_hand(newest: int, smoothing: float, without: tuple[int, int] | None = None) -> list[float]:
     # Consecutive pairs inside a training window: all of a log but the pair that ends in its held-out row.
     follows = Counter(pair for log in LOGS for pair in zip(log[:-2], log[1:-1], strict=True))
+    if without is not None:
+        follows[without] -= 1
     total, pop = sum(n for (h, _), n in follows.items() if h == newest), popularity_by_hand()
     return [math.log((follows[newest, t] + smoothing * pop[t]) / (total + smoothing)) for t in pop]
 
@@ -117,6 +122,26 @@ class TestAgainstLoops:
         expected = [markov_by_hand(newest, smoothing) for newest in range(1, N + 1)]
         np.testing.assert_allclose(filler.log_probabilities(histories), expected, rtol=1e-6)
 
+    def test_knn_leaves_a_training_sample_out_of_its_own_row(self):
+        data = toy()
+        filler = build("knn", data)
+        expected = [knn_by_hand(past, 0.8, 0.45, 0.01, without=i) for i, (past, _) in enumerate(windows())]
+        np.testing.assert_allclose(filler.score_all(data.splits["train"]), expected, rtol=1e-6)
+        in_sample = build("knn", data, None, "teacher.leave_one_out=false")
+        expected = [knn_by_hand(past, 0.8, 0.45, 0.01) for past, _ in windows()]
+        np.testing.assert_allclose(in_sample.score_all(data.splits["train"]), expected, rtol=1e-6)
+        np.testing.assert_array_equal(in_sample.train_sample_ids(), data.splits["train"])
+        held_out = data.splits["test"]
+        np.testing.assert_array_equal(filler.score_all(held_out), in_sample.score_all(held_out))
+
+    def test_markov_leaves_a_training_sample_out_of_its_own_row(self):
+        data = toy()
+        expected = [markov_by_hand(past[-1], 10.0, without=(past[-1], t)) for past, t in windows()]
+        np.testing.assert_allclose(build("markov", data).score_all(data.splits["train"]), expected, rtol=1e-6)
+        in_sample = build("markov", data, None, "teacher.leave_one_out=false")
+        expected = [markov_by_hand(past[-1], 10.0) for past, _ in windows()]
+        np.testing.assert_allclose(in_sample.score_all(data.splits["train"]), expected, rtol=1e-6)
+
     def test_markov_reads_the_newest_item_only(self):
         filler = build("markov", toy())
         one, other = filler.log_probabilities(np.array([[1, 2, 3], [5, 4, 3]]))
@@ -136,7 +161,10 @@ def filler(request, demo_data: InteractionData, tmp_path_factory) -> Filler:
 class TestProtocol:
     def test_is_a_teacher(self, filler: Filler, demo_data: InteractionData):
         assert isinstance(filler, Teacher)
-        np.testing.assert_array_equal(filler.train_sample_ids(), demo_data.splits["train"])
+        one_out = filler.name in ("knn", "markov")
+        np.testing.assert_array_equal(
+            filler.train_sample_ids(), demo_data.splits["train"][: 0 if one_out else None]
+        )
 
     def test_scores_are_log_probabilities(self, filler: Filler, demo_data: InteractionData):
         scores = filler.score_all(demo_data.splits["test"])
@@ -218,7 +246,6 @@ class TestTrainingSubset:
         data = toy()
         fold = data.splits["train"][:4]  # user 0's samples and user 1's
         filler = build(kind, data, fold)
-        np.testing.assert_array_equal(filler.train_sample_ids(), fold)
         # Another log whose left-out rows hold other items gives the same teacher.
         changed = toy()
         changed.items[8:] = 6
@@ -229,6 +256,11 @@ class TestTrainingSubset:
         assert not np.array_equal(
             filler.log_probabilities(histories), build(kind, data).log_probabilities(histories)
         )
+
+    def test_no_window_brings_a_left_out_target_back(self):
+        """Sample 2 (2 -> 3) is left out, and stands in the window 1, 2, 3 of sample 3."""
+        filler = build("markov", toy(), np.array([1, 3]))
+        assert filler._counts.sum() == 2.0 and filler._counts[1, 2] == 0.0
 
     def test_sasrec_of_a_fold_is_another_model(self, demo_data: InteractionData, roots: Path):
         small = ["teacher.encoder.max_epochs=1", "teacher.encoder.width=8", "teacher.encoder.heads=1"]
@@ -308,6 +340,17 @@ def ml100k(shared_data: Path, dataset_config, tmp_path_factory) -> InteractionDa
         return load_dataset(
             dataset_config("movielens", f"dataset.raw_dir={folder}", "dataset.download=false")
         )
+
+
+def test_training_rows_are_no_better_than_others(ml100k: InteractionData):
+    """In sample the kNN finds its own transition again; left out, train looks like validation and test."""
+    ids = ml100k.splits["train"][::8]
+    ndcg = {}
+    for one_out in ("true", "false"):
+        ranks = build("knn", ml100k, None, f"teacher.leave_one_out={one_out}").exact_ranks(ids)
+        ndcg[one_out] = ranking_metrics(ranks.ranked, (20,))["NDCG@20"]
+    assert ndcg["false"] > 0.2
+    assert 0.05 < ndcg["true"] < 0.12
 
 
 @pytest.mark.parametrize("kind", KNOWN)
