@@ -231,7 +231,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"# Teacher {report['teacher']} on {report['dataset']}",
         "",
         f"Store `{report['store']}`, {k} items per ranking, scores are {report['score_kind']}; "
-        f"trained on {report['trained_on']} samples. Every model is cut to lists of {k}; sasrec and popularity "
+        f"{report['trained_on']} training samples are in sample for the teacher. Every model is cut to lists of {k}; sasrec and popularity "
         "learned from the whole training split, so all of `train` is in sample for them. NDCG and HitRatio rank "
         "history items like all others; `excl.` leaves them out.",
     ]
