@@ -80,6 +80,12 @@ def test_header_without_the_column(tmp_path):
         read_table(path, ",", {"userId": int, "rating": float}, header=True)
 
 
+def test_quotes_where_the_format_has_none(tmp_path):
+    path = write(tmp_path / "log.csv", b'"userId",movieId\n1,2\n')
+    with pytest.raises(UserError, match='columns "userId", movieId; expected a column userId'):
+        read_table(path, ",", {"userId": int}, header=True)
+
+
 def test_unclosed_quote(tmp_path):
     path = write(tmp_path / "i.csv", b'item,title\n1,"abc\n2,def\n')
     with pytest.raises(UserError, match="i.csv"):

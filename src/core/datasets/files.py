@@ -157,7 +157,7 @@ def _parse(
         sep = _UNIT_SEPARATOR
     names = None if header else _padded(columns, n_columns)
     if header:
-        _require_columns(path, columns, _header(path, sep, encoding))
+        _require_columns(path, columns, _header(path, sep, encoding, quoted))
     return pa_csv.read_csv(
         source,
         read_options=pa_csv.ReadOptions(column_names=names, encoding=encoding, block_size=1 << 24),
@@ -183,9 +183,9 @@ def _quotes(path: Path) -> int:
         return sum(chunk.count(b'"') for chunk in iter(lambda: f.read(1 << 22), b""))
 
 
-def _header(path: Path, sep: str, encoding: str) -> list[str]:
+def _header(path: Path, sep: str, encoding: str, quoted: bool) -> list[str]:
     with open(path, encoding="utf-8-sig" if encoding == "utf8" else encoding, newline="") as f:
-        return next(csv.reader(f, delimiter=sep), [])
+        return next(csv.reader(f, delimiter=sep, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE), [])
 
 
 def _require_columns(path: Path, columns: Mapping[str, type], found: Sequence[str]) -> None:
