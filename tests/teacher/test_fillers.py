@@ -18,7 +18,7 @@ from src.core.errors import UserError
 from src.core.metrics import MISSED, ranking_metrics, ranks_in_lists
 from src.core.paths import CONF
 from src.core.teacher_store import StoreWriter
-from src.teacher.config import build_teacher_config
+from src.teacher.config import TeacherConfig, build_teacher_config, encoder_fingerprint
 from src.teacher.factory import build_teacher
 from src.teacher.fillers import Filler, spectral_embeddings, top_k
 from src.teacher.interfaces import Teacher
@@ -43,14 +43,19 @@ def toy() -> InteractionData:
     return InteractionData("toy", "fp", items, np.arange(len(items)), offsets, splits, titles, titles, L, {})
 
 
-def build(kind: str, data: InteractionData, train_ids: np.ndarray | None = None, *overrides: str) -> Filler:
-    """`conf/teacher/<kind>.yaml` as shipped, with overrides, prepared."""
+def settings_of(kind: str, *overrides: str) -> TeacherConfig:
+    """`conf/teacher/<kind>.yaml` as shipped, with overrides."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         group = compose(overrides=["+seed=2024", f"+teacher={kind}", *overrides]).teacher
     problems: list[str] = []
     config = build_teacher_config(OmegaConf.to_container(group, resolve=True), "teacher", problems)
     assert problems == [] and config is not None
-    filler = build_teacher(config, data, train_ids)
+    return config
+
+
+def build(kind: str, data: InteractionData, train_ids: np.ndarray | None = None, *overrides: str) -> Filler:
+    """A prepared teacher of these settings."""
+    filler = build_teacher(settings_of(kind, *overrides), data, train_ids)
     assert isinstance(filler, Filler)
     filler.prepare(None)
     return filler
@@ -271,6 +276,13 @@ class TestTrainingSubset:
         scores = [f.score_all(demo_data.splits["test"]) for f in (whole, part, again)]
         assert not np.array_equal(scores[0], scores[1])
         np.testing.assert_array_equal(scores[1], scores[2])
+
+
+def test_sasrec_is_the_encoder_of_ilora():
+    """As shipped the two share one model; it is trained once."""
+    ilora, sasrec = settings_of("ilora"), settings_of("sasrec")
+    prints = [encoder_fingerprint(c.encoder, c.seed, "d") for c in (ilora, sasrec)]
+    assert prints[0] == prints[1]
 
 
 class TestTopK:
