@@ -300,7 +300,7 @@ def _plot(path: Path, report: Mapping[str, Any]) -> None:
         ndcg.legend()
         shares = {"contains\ntarget": group["models"][report["teacher"]]["contains_target"]}
         shares |= {
-            f"overlap\n{n} with\nsasrec": value
+            f"overlap\nsasrec\n{n}": value
             for n, value in group["models"][report["teacher"]].get("overlap_with_sasrec", {}).items()
         }
         shares |= {f"entropy\n{s}": group["confidence"][s]["mean"] for s in ("minmax", "none")}
