@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import pytest
 
+from src.core import run
 from src.core.data_utils import dataset_fingerprint
 from src.core.datasets import download as module
 from src.core.datasets.download import fetch, fetch_missing
 from src.core.datasets.sources import Download, Source, source
-from src.core.errors import UserError
+from src.core.errors import Interrupted, UserError
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -227,6 +228,19 @@ def test_known_number_of_lines(server, tmp_path):
     with pytest.raises(UserError, match="b.dat has 2 lines; expected 3, the known count"):
         fetch(Download(server.url("b.dat"), lines={"b.dat": 3}), tmp_path)
     assert not (tmp_path / "b.dat").exists()
+
+
+def test_a_signal_stops_a_download_which_can_go_on(server, tmp_path, monkeypatch):
+    body = bytes(range(256)) * 20_000
+    server.files["log.dat"] = body
+    monkeypatch.setattr(run, "_seen", [15])
+    with pytest.raises(Interrupted):
+        fetch(Download(server.url("log.dat")), tmp_path)
+    have = (tmp_path / "log.dat.part").stat().st_size
+    assert 0 < have < len(body)
+    monkeypatch.setattr(run, "_seen", [])
+    fetch(Download(server.url("log.dat"), checksum=md5(body)), tmp_path)
+    assert server.ranges[-1] == f"bytes={have}-"
 
 
 def test_only_encrypted_addresses(server, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import os
 import time
 import urllib.error
 import urllib.parse
@@ -23,6 +24,7 @@ from src.core.datasets.lines import existing
 from src.core.datasets.sources import Download, Source, source
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
+from src.core.run import check_stop
 
 if TYPE_CHECKING:
     from src.core.datasets.config import DatasetConfig
@@ -48,6 +50,8 @@ def fetch_missing(config: DatasetConfig, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{folder} cannot be made: {e}", "a folder to write", "dataset.raw_dir") from None
+    if not os.access(folder, os.W_OK):
+        return  # the reader says which file it lacks
     with lock(folder / "download", log.info):
         for download in _missing(origin, folder):
             log.info("fetching %s; terms: %s (%s)", download.url, origin.terms, origin.page)
@@ -165,6 +169,7 @@ def _write(response: Any, part: Path, have: int, total: int | None, download: Do
                     "src/core/datasets/sources.py",
                 )
             f.write(chunk)
+            check_stop()
     if total is not None and have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
 

@@ -16,8 +16,10 @@ import pyarrow.json as pa_json
 from src.core.datasets.files import Id
 from src.core.errors import UserError
 from src.core.logging import progress
+from src.core.run import check_stop
 
 _BLOCK = 64 * 1024 * 1024  # a record must fit; the longest reviews and descriptions have some 100 kB
+_STOP_EVERY = 10_000  # lines between two looks at the signals
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), Id: pa.string()}
 _STRING = r"u?'(?:[^'\\]|\\.)*'|u?\"(?:[^\"\\]|\\.)*\""
 _PAIR = re.compile(rf"({_STRING}): ({_STRING}|[^\[{{'\"][^,}}]*)(?:, |\}}\s*$)")
@@ -121,6 +123,8 @@ def records(path: Path, parse: Callable[[str], Any], what: str) -> Iterator[tupl
                 if not isinstance(record, dict):
                     raise ValueError(f"a {type(record).__name__}, no record")
                 yield number, record
+                if number % _STOP_EVERY == 0:
+                    check_stop()
     except (EOFError, OSError) as e:
         raise UserError(
             f"{path} ends or breaks after line {number}: {e}", "a complete file", f"{path} (fetch it again)"

@@ -18,6 +18,7 @@ from src.core.datasets.statistics import write_statistics
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
 from src.core.logging import get_logger
+from src.core.run import check_stop
 from src.core.splits import NAMES, Splits, require_samples, split_samples
 
 log = get_logger(__name__)
@@ -50,12 +51,14 @@ def prepare(config: DatasetConfig, raw_folder: Path, fp: str, folder: Path) -> N
     """Read, filter, split, check, describe, and write everything to `folder` (an artifact)."""
     log.info("preparing dataset %s in %s", config.name, folder)
     raw = reader(config.reader).read(raw_folder, config)
+    check_stop()
     if isinstance(raw, RawSplits):
         made = _from_splits(raw, config)
     else:
         log.info("%s: %d interactions read", raw.path.name, len(raw.timestamps))
         made = _from_log(raw, config)
     check_no_leaks(made.items, made.times, made.offsets, made.rows, config)
+    check_stop()
     with artifact_folder(folder) as tmp:
         save_npy(tmp / "items.npy", made.items)
         save_npy(tmp / "times.npy", made.times)

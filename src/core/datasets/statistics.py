@@ -83,7 +83,13 @@ def _split(data: Prepared, name: str, in_train: np.ndarray, config: DatasetConfi
 
 def markdown(numbers: dict[str, Any]) -> str:
     """The numbers as a page with tables."""
-    lines = [f"# {numbers['dataset']} ({numbers['protocol']})", "", "| | |", "|---|---|"]
+    lines = [f"# {numbers['dataset']} ({numbers['protocol']})", ""]
+    if numbers["protocol"] == "official":
+        lines += [
+            "Each row of the split files counts as a user of its own: histories repeat interactions.",
+            "",
+        ]
+    lines += ["| | |", "|---|---|"]
     for key in ("users", "items", "interactions"):
         lines.append(f"| {key} | {numbers[key]:,} |")
     lines.append(f"| density | {numbers['density']:.4%} |")
