@@ -75,19 +75,21 @@ def per_sample(ranks: np.ndarray, metric: str) -> np.ndarray:
 
 
 def ranks_in_lists(
-    rankings: np.ndarray, targets: np.ndarray, histories: np.ndarray | None = None
+    rankings: np.ndarray, scores: np.ndarray, targets: np.ndarray, histories: np.ndarray | None = None
 ) -> np.ndarray:
     """Ranks of `targets` in lists of item ids, best first; MISSED where not listed.
 
     Args:
         rankings: [n, K] item ids.
+        scores: [n, K] in the order of the ranking; listed items of equal score count as before the target.
         targets: [n] item ids.
         histories: [n, L] item ids to leave out of the lists first (0 is padding); a target that
             stands in its own history is MISSED. A list is then shorter by up to L.
     """
     targets = np.asarray(targets)[:, None]
     hit = np.asarray(rankings) == targets
-    at = hit.argmax(axis=1)
+    own = np.take_along_axis(np.asarray(scores), hit.argmax(axis=1)[:, None], axis=1)
+    at = hit.shape[1] - 1 - (np.asarray(scores) == own)[:, ::-1].argmax(axis=1)
     ranks = np.where(hit.any(axis=1), at + 1, MISSED)
     if histories is None:
         return ranks.astype(np.int32)

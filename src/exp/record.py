@@ -88,8 +88,8 @@ class StoreRanks:
         ids = data.splits[split]
         rows = store.rows_of(split, ids)
         targets, histories = data.targets(ids), data.histories(ids)
-        self.ranked = ranks_in_lists(rows.rankings, targets)
-        self.history_excluded = ranks_in_lists(rows.rankings, targets, histories)
+        self.ranked = ranks_in_lists(rows.rankings, rows.scores, targets)
+        self.history_excluded = ranks_in_lists(rows.rankings, rows.scores, targets, histories)
 
 
 def done_before(settings: Settings, run: Run, fingerprint: str) -> bool:

@@ -19,6 +19,7 @@ def work(settings: Settings, run: Run) -> float | None:
     from src.exp.record import StoreRanks, done_before, record, store_note
     from src.teacher.export import export_store
     from src.teacher.factory import build_teacher
+    from src.teacher.quality import ensure_quality
 
     log = get_logger(__name__)
     if done_before(settings, run, settings.teacher_fp):
@@ -34,6 +35,15 @@ def work(settings: Settings, run: Run) -> float | None:
             teacher = build_teacher(config, data)
             trained = teacher.prepare(run)
             store = export_store(teacher, data, config.export, config.seed, folder, trained)
+            quality = ensure_quality(
+                store,
+                data,
+                teacher.train_sample_ids(),
+                config.export,
+                config.seed,
+                getattr(config, "encoder", None),
+            )
+            log.info("quality of the teacher's rankings: %s/quality.md", quality)
     run.write_times(
         reused=reused,
         teacher_train_time_total=store.manifest["trained"]["train_seconds"],

@@ -132,11 +132,11 @@ def _groups(
 def _figures(rows: TeacherRows, data: InteractionData, sasrec: TeacherRows | None) -> dict[str, Any]:
     targets, histories = data.targets(rows.sample_ids), data.histories(rows.sample_ids)
     k = rows.rankings.shape[1]
-    ranked = ranks_in_lists(rows.rankings, targets)
+    ranked = ranks_in_lists(rows.rankings, rows.scores, targets)
     figures = {
         "history_ranked": ranking_metrics(ranked, KS, k),
         "history_excluded": ranking_metrics(
-            ranks_in_lists(rows.rankings, targets, histories), KS, k - data.max_history
+            ranks_in_lists(rows.rankings, rows.scores, targets, histories), KS, k - data.max_history
         ),
         "contains_target": float((ranked <= k).mean()),
         "mean_target_score": float(rows.target_scores.astype(np.float64).mean()),

@@ -52,7 +52,9 @@ def test_metrics_of_the_official_code():
     longest = int(oracle["topk"].max())
     lists = np.argsort(-scores, axis=1)[:, :longest] + 1
     from_lists = ranking_metrics(
-        ranks_in_lists(lists, truth + 1), oracle["topk"].tolist(), list_length=longest
+        ranks_in_lists(lists, -np.sort(-scores, axis=1)[:, :longest], truth + 1),
+        oracle["topk"].tolist(),
+        list_length=longest,
     )
     assert from_lists == metrics, "a ranking cut at the largest K gives the figures of the full one"
 
@@ -78,7 +80,17 @@ def test_per_sample_is_what_the_mean_is_made_of():
 
 def test_ranks_in_lists():
     lists = np.array([[4, 2, 9], [1, 2, 3], [3, 2, 1]], np.int32)
-    assert ranks_in_lists(lists, np.array([4, 4, 1])).tolist() == [1, MISSED, 3]
+    scores = np.tile(np.array([0.9, 0.5, 0.1], np.float32), (3, 1))
+    assert ranks_in_lists(lists, scores, np.array([4, 4, 1])).tolist() == [1, MISSED, 3]
+    # a history item before the target is left out, one behind it changes nothing
+    histories = np.array([[0, 9], [0, 1], [3, 2]])
+    assert ranks_in_lists(lists, scores, np.array([4, 2, 1]), histories).tolist() == [1, 1, 1]
+    # items of equal score count as before the target, unless the history takes them out
+    tied = np.tile(np.array([0.5, 0.5, 0.5], np.float32), (3, 1))
+    assert ranks_in_lists(lists, tied, np.array([4, 4, 1])).tolist() == [3, MISSED, 3]
+    assert ranks_in_lists(lists, tied, np.array([4, 2, 1]), histories).tolist() == [2, 2, 1]
+    # the target in its own history
+    assert ranks_in_lists(lists, scores, np.array([9, 2, 1]), histories).tolist() == [MISSED, 1, 1]
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)
