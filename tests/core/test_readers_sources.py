@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -264,3 +265,18 @@ def test_movielens_10m_windows(shared_data, roots, dataset_config):
         pytest.skip(f"no MovieLens-10M at {folder}")
     data = load_dataset(dataset_config("movielens_dllm2rec", f"dataset.raw_dir={folder}"))
     assert [len(data.splits[s]) for s in ("train", "valid", "test")] == [7_441_019, 930_127, 930_128]
+
+
+def test_movietweetings_prepared_is_the_5_core(shared_data, roots, dataset_config):
+    """Against a 5-core by plain dictionaries, one round after the other."""
+    folder = shared_data / "movietweetings-100k"
+    data = load_dataset(dataset_config("movietweetings", f"dataset.raw_dir={folder}"))
+    pairs = [tuple(line.split("::")[:2]) for line in (folder / "ratings.dat").read_text().splitlines()]
+    while True:
+        users, items = (Counter(pair[side] for pair in pairs) for side in (0, 1))
+        kept = [(u, i) for u, i in pairs if users[u] >= 5 and items[i] >= 5]
+        if len(kept) == len(pairs):
+            break
+        pairs = kept
+    assert (len(data.items), len(data.offsets) - 1, data.n_items) == (len(pairs), len(users), len(items))
+    assert [len(data.splits[s]) for s in ("train", "valid", "test")] == [44_044, 5_506, 5_506]
