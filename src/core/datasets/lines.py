@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import gzip
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from src.core.run import check_stop
 _BLOCK = 64 * 1024 * 1024  # a record must fit; the longest reviews and descriptions have some 100 kB
 _STOP_EVERY = 10_000  # lines between two looks at the signals
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), Id: pa.string()}
-_STRING = r"u?'(?:[^'\\]|\\.)*'|u?\"(?:[^\"\\]|\\.)*\""
-_PAIR = re.compile(rf"({_STRING}): ({_STRING}|[^\[{{'\"][^,}}]*)(?:, |\}}\s*$)")
 
 
 def existing(folder: Path, name: str) -> str:
@@ -72,31 +69,13 @@ def _explain(path: Path, columns: Mapping[str, type]) -> None:
 def read_literals(path: Path, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
     """The fields `names` (None where absent) of lines that are Python literals, as McAuley's group ships them.
 
-    Flat records are cut with one regular expression (several times faster), others parsed whole;
-    nothing is ever evaluated.
+    Nothing is evaluated. About 30,000 lines a second.
 
     Raises:
         UserError: with the line: not a dictionary of literals; a truncated file.
     """
-    for _, record in progress(
-        records(path, lambda line: _flat(line, names), "a Python literal"), path.name, unit="line"
-    ):
+    for _, record in progress(records(path, ast.literal_eval, "a Python literal"), path.name, unit="line"):
         yield tuple(record.get(name) for name in names)
-
-
-def _flat(line: str, names: tuple[str, ...]) -> dict[str, Any]:
-    end = 1 if line.startswith("{") else -1
-    found = {}
-    for match in _PAIR.finditer(line, 1):
-        if match.start() != end:
-            break
-        end = match.end()
-        key = match[1].removeprefix("u")[1:-1]
-        if key in names:
-            found[key] = ast.literal_eval(match[2])
-    if end == len(line):
-        return found
-    return ast.literal_eval(line)
 
 
 def read_titles(path: Path, parse: Callable[[str], Any], what: str) -> tuple[list[str], list[str | None]]:
