@@ -122,9 +122,6 @@ class ObjectiveConfig:
     negatives: int | None = setting(
         "items drawn per step beside the batch's targets; null: the full catalogue", ge=1
     )
-    fuse_sasrec: float = setting(
-        "share of the frozen SASRec in the ranking (log-linear mix); 0: the LLM alone", ge=0.0, lt=1.0
-    )
 
     def problems(self) -> list[str]:
         return (
@@ -211,6 +208,15 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class IloraExportConfig(ExportConfig):
+    """`teacher.export` of iLoRA."""
+
+    fuse_sasrec: float = setting(
+        "share of the frozen SASRec in the exported scores (log-linear mix); 0: the LLM alone", ge=0.0, lt=1.0
+    )
+
+
+@dataclass(frozen=True)
 class IloraConfig:
     """`teacher=ilora`: an LLM with LoRA experts weighted per user sequence."""
 
@@ -224,7 +230,7 @@ class IloraConfig:
     objective: ObjectiveConfig = setting("losses and read-out")
     prompt: PromptConfig = setting("wordings")
     train: TrainConfig = setting("training")
-    export: ExportConfig = setting("rows of the store")
+    export: IloraExportConfig = setting("rows of the store")
 
     def problems(self) -> list[str]:
         out = []

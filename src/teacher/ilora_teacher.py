@@ -103,7 +103,7 @@ class IloraTeacher:
             k,
             hybrid=self.hybrid,
             batch_size=self.config.export.batch_size,
-            fuse_sasrec=self.config.objective.fuse_sasrec,
+            fuse_sasrec=self.config.export.fuse_sasrec,
         )
 
     def item_embeddings(self) -> np.ndarray:

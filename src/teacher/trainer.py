@@ -96,6 +96,7 @@ class TeacherTrainer:
         self.done = Progress()
         self.best: dict[str, dict[str, Tensor]] | None = None
         self.items: Tensor | None = None  # [N, H] LLM states of the item texts
+        self.since: list[tuple[float, float]] = []  # losses (item, lm) since the last validation
 
     def fit(self) -> Progress:
         """Train to the end or until validation stops improving.
@@ -114,6 +115,7 @@ class TeacherTrainer:
             sums = self._step(step)
             done.step = step + 1
             self._report(step, sums, time.monotonic() - started)
+            self.since.append((sums.item, sums.lm))
             last = done.step == self.total
             if done.step % self.eval_every == 0 or last:
                 self._validate(last)
@@ -264,7 +266,9 @@ class TeacherTrainer:
             value = ndcg(self.model, self.source, self.valid_ids, items, hybrid=self.hybrid, batch_size=size)
         else:
             value = -self._valid_lm_loss()
-        done.history.append({"step": done.step, "valid": value})
+        item, lm = np.mean(self.since, axis=0).tolist()
+        self.since.clear()
+        done.history.append({"step": done.step, "valid": value, "item": item, "lm": lm})
         if self.run is not None:
             self.run.scalar("teacher/valid", value, done.step)
         if value > done.best_value:
@@ -274,9 +278,11 @@ class TeacherTrainer:
             done.without_gain += 1
         done.finished = last or done.without_gain >= self.train.patience
         log.info(
-            "teacher step %d/%d: validation %.4f (best %.4f at %d)",
+            "teacher step %d/%d: loss item %.3f, lm %.3f; validation %.4f (best %.4f at %d)",
             done.step,
             self.total,
+            item,
+            lm,
             value,
             done.best_value,
             done.best_step,

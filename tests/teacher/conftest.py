@@ -1,0 +1,75 @@
+"""A teacher small enough for tests: real parts, tiny sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from src.core.data_utils import InteractionData
+from src.core.errors import ConfigError
+from src.core.paths import CONF
+from src.teacher.config import IloraConfig, build_teacher_config
+
+TINY = [
+    "teacher.llm.tiny.vocab_size=400",
+    "teacher.llm.tiny.hidden_size=32",
+    "teacher.llm.tiny.intermediate_size=48",
+    "teacher.llm.tiny.layers=2",
+    "teacher.llm.tiny.heads=2",
+    "teacher.llm.tiny.epochs=1",
+]
+SMALL = [
+    "teacher.encoder.width=16",
+    "teacher.encoder.blocks=1",
+    "teacher.encoder.max_epochs=3",
+    "teacher.objective.dim=16",
+    "teacher.train.epochs=1",
+    "teacher.train.batch_size=32",
+    "teacher.train.micro_batch_size=16",
+    "teacher.train.eval_samples=40",
+]
+
+
+def compose_teacher(*overrides: str) -> IloraConfig:
+    """`conf/teacher` with Hydra overrides, checked as a run checks it."""
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        group = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)["teacher"]
+    problems: list[str] = []
+    config = build_teacher_config(group, "teacher", problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., IloraConfig]:
+    """The small teacher, with further overrides."""
+
+    def make(*overrides: str) -> IloraConfig:
+        embedded = not any(o.startswith("teacher/llm=") for o in overrides)
+        return compose_teacher(*SMALL, *(TINY if embedded else ()), *overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher_roots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One data root for all teacher tests, so that encoder and tiny LLM are trained once."""
+    root = tmp_path_factory.mktemp("teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYO_DATA_ROOT", str(root / "data"))
+        patch.setenv("ANYO_RESULT_ROOT", str(root / "result"))
+        yield root
+
+
+@pytest.fixture(scope="session")
+def trained(make_config: Callable, demo_data: InteractionData, teacher_roots: Path):
+    """A trained small teacher, and what `prepare` said."""
+    from src.teacher.ilora_teacher import IloraTeacher
+
+    teacher = IloraTeacher(make_config("teacher.objective.lm=0.5"), demo_data)
+    return teacher, teacher.prepare(None)

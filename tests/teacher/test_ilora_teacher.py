@@ -1,0 +1,312 @@
+"""A small iLoRA teacher end to end: what trains, what stays, what the ranking depends on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from src.core.artifacts import MANIFEST, sha256_file
+from src.core.errors import Interrupted, UserError
+from src.teacher import trainer as trainer_module
+from src.teacher.checkpoint import load_teacher, load_trained_state, trained_state
+from src.teacher.ilora_teacher import IloraTeacher
+from src.teacher.interfaces import Teacher
+from src.teacher.prompts import collate
+from src.teacher.ranking import catalogue_scores, item_vectors
+
+
+def untrained(config, data) -> IloraTeacher:
+    teacher = IloraTeacher(config, data)
+    teacher.accelerator = teacher._accelerator()
+    teacher.load()
+    return teacher
+
+
+def test_rows_keep_the_contract_of_the_store(trained, demo_data):
+    teacher, report = trained
+    assert isinstance(teacher, Teacher)
+    assert report["train_seconds"] > 0 and not report["reused"]
+    ids = demo_data.splits["test"][::-1][:40]
+    rows = teacher.rank("test", ids, 10)
+    rows.check(demo_data.n_items, teacher.score_kind, "test")
+    np.testing.assert_array_equal(rows.sample_ids, ids)
+    # A log-softmax over the catalogue: all items together have probability one.
+    everything = teacher.rank("test", ids[:4], demo_data.n_items)
+    np.testing.assert_allclose(np.exp(everything.scores).sum(1), 1.0, rtol=1e-5)
+    at = everything.rankings == demo_data.targets(ids[:4])[:, None]
+    np.testing.assert_allclose(everything.scores[at], everything.target_scores, rtol=1e-6)
+    table = teacher.item_embeddings()
+    assert table.shape == (demo_data.n_items + 1, 16) and table.dtype == np.float32
+    assert not table[0].any() and np.isfinite(table).all() and table[1:].any(axis=1).all()
+
+
+def test_scores_of_a_sample_do_not_depend_on_its_batch(trained, demo_data):
+    teacher, _ = trained
+    ids = demo_data.splits["test"][:30]
+    items = item_vectors(teacher.model, teacher.source, True)
+
+    def scores(size: int, order: np.ndarray) -> np.ndarray:
+        out = np.empty((len(ids), demo_data.n_items), np.float32)
+        asked = ids[order]
+        for rows, log_p in catalogue_scores(
+            teacher.model, teacher.source, asked, items, hybrid=True, batch_size=size
+        ):
+            out[order[rows]] = log_p.numpy()
+        return out
+
+    straight = np.arange(len(ids))
+    reference = scores(30, straight)
+    for size, order in ((1, straight), (7, straight), (30, straight[::-1]), (11, np.roll(straight, 13))):
+        assert np.abs(scores(size, order) - reference).max() <= 1e-5
+
+
+def test_padding_and_what_follows_the_prefix_do_not_reach_the_readout(trained, demo_data):
+    teacher, _ = trained
+    model, builder = teacher.model, teacher.builder
+    sample = demo_data.splits["test"][:1]
+    history, target = demo_data.histories(sample)[0], int(demo_data.targets(sample)[0])
+    gate = model.gate(teacher.encoder.h_seq(history[None]))
+    longer = builder.build(np.tile(history[-1:], 10))
+    with torch.no_grad():
+        alone = collate([builder.build(history)])
+        with model.gates.use(gate):
+            expected = model.readout(model.states(alone), alone)
+        for others in ([builder.build(history, answer=target)], [builder.build(history), longer]):
+            batch = collate(others)
+            with model.gates.use(gate.expand(len(others), -1)):
+                found = model.readout(model.states(batch), batch)[:1]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gates_differ_between_users_and_change_the_logits(trained, demo_data):
+    teacher, _ = trained
+    model, ids = teacher.model, demo_data.splits["test"][:20]
+    h_seq = teacher.encoder.h_seq(demo_data.histories(ids))
+    gates = model.gate(h_seq).detach()
+    assert (gates.std(dim=0) > 1e-3).all()
+    batch = collate([teacher.builder.build(h, answer=1) for h in demo_data.histories(ids)])
+
+    def outputs(gate):
+        with torch.no_grad(), model.gates.use(gate):
+            states = model.states(batch)
+            return model.readout(states, batch), model.answer_losses(states, batch)
+
+    own, swapped = outputs(gates), outputs(gates.roll(1, 0))
+    uniform = outputs(torch.full_like(gates, 0.25))
+    for other in (swapped, uniform):
+        assert (own[0] - other[0]).abs().max() > 1e-4
+        assert (own[1] - other[1]).abs().max() > 1e-5
+
+
+def test_only_the_named_parts_train_and_the_base_stays_bit_equal(make_config, demo_data, teacher_roots):
+    teacher = untrained(
+        make_config(
+            "teacher.objective.lm=0.5", "teacher.train.samples=96", "teacher.train.evals_per_epoch=1"
+        ),
+        demo_data,
+    )
+    model = teacher.model
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    table = teacher.encoder.item_table().clone()
+    report = teacher.prepare(None)
+    after = teacher.model.state_dict()
+    assert report["train_samples"] == 96 and report["steps"] == 3
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    own = {k for k in before if "lora_" in k or not k.startswith("llm.")}
+    assert changed <= own
+    for part in ("lora_A", "lora_B", "router", "projector", "head.user", "head.item", "head.bias"):
+        assert any(part in k for k in changed), part
+    assert torch.equal(table, teacher.encoder.item_table())
+    assert not any(p.requires_grad for p in teacher.encoder.student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "still"),
+    [
+        (["teacher.train.train_projector=false"], "projector"),
+        (["teacher.objective.item=0.0", "teacher.objective.lm=1.0"], "head"),
+        (["teacher.gate.kind=uniform"], "router"),
+    ],
+)
+def test_switched_off_parts_do_not_train(make_config, demo_data, teacher_roots, overrides, still):
+    teacher = IloraTeacher(make_config("teacher.train.samples=64", *overrides), demo_data)
+    teacher.accelerator = teacher._accelerator()
+    teacher.load()
+    before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
+    teacher.prepare(None)
+    after = teacher.model.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed and not any(still in k for k in changed)
+
+
+def test_hybrid_prompts_carry_the_items_and_text_prompts_do_not(trained):
+    teacher, _ = trained
+    model = teacher.model
+    one, other = (collate([teacher.builder.build(np.array([3, i]))]) for i in (5, 5))
+    other.items[0, other.items[0] == 3] = 7  # same words, another item behind the first placeholder
+    slot = (one.items[0] == 3).nonzero().item()
+    with torch.no_grad():
+        a, b = model.embed(one), model.embed(other)
+        expected = model.projector(model.item_table[3])
+        torch.testing.assert_close(a[0, slot], expected)
+        assert not torch.allclose(a[0, slot], b[0, slot])
+        same = torch.ones(a.shape[1], dtype=torch.bool)
+        same[slot] = False
+        assert torch.equal(a[0, same], b[0, same])
+        assert torch.equal(model.embed(one, hybrid=False), model.embed(other, hybrid=False))
+
+
+def test_a_trained_teacher_is_reused_and_reloads_bit_for_bit(trained, make_config, demo_data):
+    teacher, _ = trained
+    again = IloraTeacher(teacher.config, demo_data)
+    report = again.prepare(None)
+    assert report["reused"]
+    ids = demo_data.splits["valid"][:25]
+    a, b = teacher.rank("valid", ids, 20), again.rank("valid", ids, 20)
+    np.testing.assert_array_equal(a.rankings, b.rankings)
+    np.testing.assert_array_equal(a.scores, b.scores)
+    assert (again.folder / "adapter" / "adapter_config.json").is_file()
+
+
+def test_stock_peft_loads_the_adapter_as_the_uniform_gate(trained, demo_data):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    teacher, _ = trained
+    adapter = teacher.folder / "adapter"
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    batch = collate([teacher.builder.build(np.array([3, 5, 8]))])
+    model = teacher.model
+    with torch.no_grad(), model.gates.uniform():
+        expected = model.states(batch)
+        x = model.embed(batch)
+        found = stock.base_model.model.model(inputs_embeds=x).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_foreign_or_changed_checkpoints_are_refused(trained, make_config, demo_data, tmp_path):
+    teacher, _ = trained
+    with pytest.raises(UserError, match="fingerprint is .* expected 'other'"):
+        load_teacher(teacher.folder, teacher.model, fingerprint="other")
+    state = trained_state(teacher.model)
+    del state["router"]["logits.bias"]
+    with pytest.raises(UserError, match="router lacks logits.bias"):
+        load_trained_state(teacher.model, state, "here")
+    narrow = untrained(make_config("teacher.lora.rank=4"), demo_data)
+    with pytest.raises(UserError, match=r"\(8, 32\).*\(4, 32\)"):
+        load_teacher(teacher.folder, narrow.model)
+    import shutil
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(teacher.folder, damaged)
+    tensors = load_file(damaged / "router.safetensors")
+    save_file({k: v + 1 for k, v in tensors.items()}, damaged / "router.safetensors")
+    assert sha256_file(damaged / "router.safetensors") not in (damaged / MANIFEST).read_text()
+    with pytest.raises(UserError, match="hash of its manifest"):
+        load_teacher(damaged, teacher.model)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(make_config, demo_data, teacher_roots, monkeypatch):
+    config = make_config("teacher.train.samples=160", "teacher.lora.dropout=0.1", "teacher.seed=5")
+    whole = IloraTeacher(config, demo_data)
+    whole.prepare(None)
+    # The same settings under another name are another fingerprint: nothing is reused.
+    parted = IloraTeacher(replace(config, name="parted"), demo_data)
+    seen = []
+    monkeypatch.setattr(trainer_module, "stop_requested", lambda: len(seen) == 3)
+
+    def stop_at_third() -> None:
+        seen.append(1)
+        if len(seen) == 4:
+            raise Interrupted(15)
+
+    # check_stop is called after the checkpoint was written: the third step's is on disk.
+    monkeypatch.setattr(trainer_module, "check_stop", stop_at_third)
+    with pytest.raises(Interrupted):
+        parted.prepare(None)
+    monkeypatch.undo()
+    monkeypatch.setenv("ANYO_DATA_ROOT", str(teacher_roots / "data"))
+    monkeypatch.setenv("ANYO_RESULT_ROOT", str(teacher_roots / "result"))
+    resumed = IloraTeacher(replace(config, name="parted"), demo_data)
+    resumed.prepare(None)
+    a, b = trained_state(whole.model), trained_state(resumed.model)
+    for part, tensors in a.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, b[part][name]), (part, name)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(make_config, demo_data, teacher_roots):
+    teacher = IloraTeacher(make_config("teacher.train.lr=1e30", "teacher.train.grad_clip=null"), demo_data)
+    with pytest.raises(UserError, match=r"loss (nan|inf).* at step .*teacher.train.lr"):
+        teacher.prepare(None)
+
+
+def test_a_part_without_gradient_ends_the_run(make_config, demo_data, teacher_roots, monkeypatch):
+    from src.teacher.ilora_model import IloraModel
+
+    gate = IloraModel.gate
+    monkeypatch.setattr(IloraModel, "gate", lambda self, h: gate(self, h).detach())
+    teacher = IloraTeacher(make_config("teacher.name=cut"), demo_data)
+    with pytest.raises(UserError, match="gradient of gate is zero"):
+        teacher.prepare(None)
+
+
+def test_micro_batches_do_not_change_the_step(make_config, demo_data, teacher_roots):
+    """One effective batch, cut in two ways: the same losses and weights."""
+    states = []
+    for size in (32, 7):
+        teacher = untrained(
+            make_config(
+                "teacher.objective.lm=1.0",
+                "teacher.lora.dropout=0.0",
+                "teacher.train.samples=64",
+                "teacher.train.optimizer=adam",
+                f"teacher.train.micro_batch_size={size}",
+            ),
+            demo_data,
+        )
+        from src.teacher.trainer import TeacherTrainer
+
+        t = TeacherTrainer(
+            teacher.config,
+            teacher.model,
+            teacher.source,
+            teacher.train_sample_ids(),
+            demo_data.splits["valid"][:8],
+            teacher_roots / f"micro{size}",
+            "x",
+            teacher.accelerator,
+        )
+        t.model.train()
+        sums = [t._step(step) for step in range(2)]
+        states.append(([s.item for s in sums] + [s.lm for s in sums], t.norms))
+    np.testing.assert_allclose(states[0][0], states[1][0], rtol=1e-5)
+    for name, value in states[0][1].items():
+        assert value == pytest.approx(states[1][1][name], rel=1e-3), name
+
+
+@pytest.mark.parametrize("path", ["stories260k-hf"])
+def test_a_real_llama_in_a_local_folder(make_config, demo_data, teacher_roots, shared_data, path):
+    config = make_config(
+        "teacher/llm=local",
+        f"teacher.llm.path={shared_data / path}",
+        "teacher.train.samples=32",
+        "teacher.train.eval_samples=8",
+    )
+    teacher = IloraTeacher(config, demo_data)
+    teacher.prepare(None)
+    assert len(teacher.model.adapted) == 5 * 7
+    rows = teacher.rank("test", demo_data.splits["test"][:8], 5)
+    rows.check(demo_data.n_items, teacher.score_kind, "test")
+
+
+def test_a_folder_without_a_model_is_refused(make_config, demo_data, teacher_roots, tmp_path):
+    config = make_config("teacher/llm=local", f"teacher.llm.path={tmp_path}")
+    with pytest.raises(UserError, match="holds no config.json"):
+        IloraTeacher(config, demo_data).prepare(None)
