@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import random
 import re
 import threading
 import zipfile
@@ -203,6 +204,23 @@ def test_truncated_archive(cut, server, tmp_path):
     assert list(tmp_path.iterdir()) == []  # neither kept nor recorded: the next run starts anew
     server.files["d.zip"] = whole
     fetch(Download(server.url("d.zip"), {"d/ratings.dat": "ratings.dat"}), tmp_path)
+
+
+def test_damaged_bytes_inside_an_archive(server, tmp_path):
+    rng = random.Random(0)
+    content = rng.randbytes(20_000)
+    damaged = bytearray(archive({"d/ratings.dat": content}))
+    damaged[8_000:8_100] = bytes(100)
+    server.files |= {"d.zip": bytes(damaged), "a.json.gz": damage(gzip.compress(content))}
+    with pytest.raises(UserError, match="d.zip.* cannot be unpacked"):
+        fetch(Download(server.url("d.zip"), {"d/ratings.dat": "ratings.dat"}), tmp_path)
+    with pytest.raises(UserError, match="a.json.gz cannot be read"):
+        fetch(Download(server.url("a.json.gz"), lines={"a.json.gz": 3}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(data: bytes) -> bytes:
+    return data[:5_000] + bytes(b ^ 255 for b in data[5_000:5_200]) + data[5_200:]
 
 
 def test_archive_without_the_member(server, tmp_path):

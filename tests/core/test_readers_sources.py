@@ -216,9 +216,11 @@ def test_truncated_gzip(tmp_path, dataset_config):
     full = gzip.compress(
         "\n".join(review(f"U{i}", f"B{rng.integers(10**9)}", 5) for i in range(500)).encode()
     )
-    (tmp_path / "Video_Games_5.json.gz").write_bytes(full[: len(full) // 2])
-    with pytest.raises(UserError, match="Video_Games_5.json.gz"):
-        read("amazon_games_2018", tmp_path, dataset_config)
+    middle = len(full) // 2
+    for broken in (full[:middle], full[:middle] + bytes(50) + full[middle + 50 :], full[:5], b"PK"):
+        (tmp_path / "Video_Games_5.json.gz").write_bytes(broken)
+        with pytest.raises(UserError, match="Video_Games_5.json.gz"):
+            read("amazon_games_2018", tmp_path, dataset_config)
 
 
 def test_titles_may_be_missing_by_setting(tmp_path, roots, dataset_config):

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -211,7 +212,7 @@ def _unpack(download: Download, archive: Path, folder: Path) -> None:
                 if member not in z.namelist():
                     raise UserError(f"{archive} has no member {member}", ", ".join(download.members), _AGAIN)
                 left -= _extract(z, member, folder / name, left)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as e:
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error) as e:
         raise UserError(f"{archive} cannot be unpacked: {e}", "a complete zip archive", _AGAIN) from None
 
 
@@ -243,7 +244,7 @@ def _count_lines(download: Download, folder: Path) -> None:
             with gzip.open(path, "rb") if name.endswith(".gz") else open(path, "rb") as f:
                 while chunk := f.read(_CHUNK):
                     lines, last = lines + chunk.count(b"\n"), chunk
-        except (EOFError, OSError) as e:
+        except (EOFError, OSError, zlib.error) as e:
             path.unlink()
             raise UserError(f"{path} cannot be read: {e}", "a complete file", _AGAIN) from None
         lines += not last.endswith(b"\n")

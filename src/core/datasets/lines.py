@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def records(path: Path, parse: Callable[[str], Any], what: str) -> Iterator[tupl
                 yield number, record
                 if number % _STOP_EVERY == 0:
                     check_stop()
-    except (EOFError, OSError) as e:
+    except (EOFError, OSError, zlib.error) as e:
         raise UserError(
             f"{path} ends or breaks after line {number}: {e}", "a complete file", f"{path} (fetch it again)"
         ) from None
