@@ -43,8 +43,8 @@ def join_rows(store: TeacherStore, data: InteractionData, top_k: int) -> Teacher
     A store may lack samples only where its manifest says that a part was exported.
 
     Raises:
-        UserError: another catalogue or K, another embedding width than declared, foreign, missing or
-            duplicate sample ids, scores in the wrong order or not finite (TeacherRows.check).
+        UserError: another catalogue or a shorter K, foreign or missing sample ids; and what the store
+            itself refuses: duplicate ids, scores in the wrong order or not finite.
     """
     where = f"{store.folder}/train"
     check_catalogue(store, data)
@@ -55,10 +55,6 @@ def join_rows(store: TeacherStore, data: InteractionData, top_k: int) -> Teacher
             "distill.top_k or teacher.export.top_k",
         )
     rows = store.rows("train")
-    if rows.rankings.shape[1] != store.top_k:
-        raise UserError(
-            f"{where}: {rows.rankings.shape[1]} items per ranking", f"{store.top_k}", "export again"
-        )
     train, ids = data.splits["train"], np.asarray(rows.sample_ids)
     _, known = locate(train, ids)
     if not known.all():
@@ -77,13 +73,8 @@ def join_rows(store: TeacherStore, data: InteractionData, top_k: int) -> Teacher
             f"says n_train_split={len(train)} (it says {declared})",
             "teacher, and export again",
         )
-    order = np.argsort(ids, kind="stable")
-    return TeacherRows(
-        sample_ids=ids[order],
-        rankings=np.asarray(rows.rankings[:, :top_k])[order],
-        scores=np.asarray(rows.scores[:, :top_k])[order],
-        target_scores=np.asarray(rows.target_scores)[order],
-    )
+    cut = {"rankings": rows.rankings[:, :top_k], "scores": rows.scores[:, :top_k]}
+    return TeacherRows(**{name: np.array(values) for name, values in {**vars(rows), **cut}.items()})
 
 
 def check_catalogue(store: TeacherStore, data: InteractionData) -> None:
@@ -150,16 +141,10 @@ def teacher_item_vectors(
     """[N+1, D] float32 teacher vectors for the projector, row 0 zeros: scaled, and permuted by the control.
 
     Raises:
-        UserError: another catalogue or width, non-finite values, or vectors that are all alike.
+        UserError: another catalogue, or vectors that are all alike (the store checks width and finiteness).
     """
     check_catalogue(store, data)
     table = store.item_embeddings()
-    if table.shape[1] != store.manifest["embedding_dim"]:
-        raise UserError(
-            f"{store.folder}: item embeddings of width {table.shape[1]}",
-            f"{store.manifest['embedding_dim']} as its manifest says",
-            "the teacher, and export again",
-        )
     items = np.array(table[1:], dtype=np.float32)
     if config.embedding_scaling == "standardize":
         items -= items.mean(axis=0, keepdims=True)

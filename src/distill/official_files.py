@@ -8,6 +8,7 @@ files themselves know no ids.
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def read_official(folder: Path, sample_ids: np.ndarray, n_items: int) -> Officia
         )
     if distances.shape != ids.shape:
         raise UserError(f"{folder / DISTANCES} is {distances.shape}", f"{ids.shape} as {RANKS}", "the file")
-    whole = ids.astype(np.int64)
-    if not np.isfinite(ids).all() or (whole != ids).any():
+    whole = np.nan_to_num(ids, nan=-1.0, posinf=-1.0, neginf=-1.0).astype(np.int64)
+    if (whole != ids).any():
         raise UserError(f"{folder / RANKS} holds values that are no integers", "0-based item ids", "the file")
     if whole.min() < 0 or whole.max() >= n_items:
         raise UserError(
@@ -141,7 +142,8 @@ def import_official(
 def _read_table(path: Path) -> np.ndarray:
     """[n, K] float64 of a text file with white space between the numbers."""
     try:
-        table = np.loadtxt(path, dtype=np.float64, ndmin=2)
+        with warnings.catch_warnings(action="ignore"):  # an empty file is refused below
+            table = np.loadtxt(path, dtype=np.float64, ndmin=2)
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read: {e}", "a table of numbers", "the file") from None
     if not table.size:
