@@ -37,6 +37,8 @@ def run_stage(stage: str, work: Work) -> None:
     `work` returns the validation metric, for Hydra's sweepers, or None.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own report is many lines; its exceptions come to us
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars obey it too
     OmegaConf.register_new_resolver("new_result_dir", _new_result_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("result_root", lambda: str(result_root()), replace=True)
 
