@@ -46,6 +46,15 @@ class Student(nn.Module):
         # nn.Linear's own initialisation when untied, as in the official code.
         self.output = None if tie_output else nn.Linear(output_width, n_items)
         self.output_bias = nn.Parameter(torch.zeros(n_items)) if tie_output else None
+        self.repeat: nn.Parameter | None = None
+
+    def learn_repeats(self) -> None:
+        """Give each position of the history a learned number that is added to the score of its item.
+
+        Whether users come back to an item is a fact of the dataset that dot products express badly: tied
+        item vectors draw the score of the newest items up, where nobody rates a film twice.
+        """
+        self.repeat = nn.Parameter(torch.zeros(self.max_history))  # last: the newest item
 
     def item_table(self) -> Tensor:
         """[N+1, H] input item vectors, row 0 zeros."""
@@ -70,20 +79,44 @@ class Student(nn.Module):
             return self.output.weight, self.output.bias
         return (self.item_table() if item_table is None else item_table)[1:], self.output_bias
 
-    def score(self, hidden: Tensor, item_table: Tensor | None = None) -> Tensor:
-        """Scores [B, N] of the whole catalogue; column c scores item c+1."""
-        vectors, bias = self.output_vectors(item_table)
-        return F.linear(hidden, vectors, bias)
+    def score(
+        self, hidden: Tensor, item_table: Tensor | None = None, history: Tensor | None = None
+    ) -> Tensor:
+        """Scores [B, N] of the whole catalogue; column c scores item c+1.
 
-    def score_items(self, hidden: Tensor, items: Tensor, item_table: Tensor | None = None) -> Tensor:
+        Args:
+            hidden: [B, D] of `encode`.
+            history: [B, L] that `hidden` was made from; needed by a student that learns repeats.
+        """
+        vectors, bias = self.output_vectors(item_table)
+        scores = F.linear(hidden, vectors, bias)
+        if self.repeat is None:
+            return scores
+        added = self._repeat_bias(history).to(scores.dtype)
+        return scores.scatter_add_(1, (history - 1).clamp(min=0), added)  # nothing keeps the scores before
+
+    def score_items(
+        self, hidden: Tensor, items: Tensor, item_table: Tensor | None = None, history: Tensor | None = None
+    ) -> Tensor:
         """Scores [B, K] of the item ids `items` [B, K], without scoring the others."""
         vectors, bias = self.output_vectors(item_table)
         columns = items - 1
-        return (F.embedding(columns, vectors) * hidden.unsqueeze(1)).sum(-1) + bias[columns]
+        scores = (F.embedding(columns, vectors) * hidden.unsqueeze(1)).sum(-1) + bias[columns]
+        if self.repeat is None:
+            return scores
+        return scores + (
+            self._repeat_bias(history).unsqueeze(1) * (items.unsqueeze(2) == history.unsqueeze(1))
+        ).sum(2)
+
+    def _repeat_bias(self, history: Tensor | None) -> Tensor:
+        """[B, L] what each position adds to its item's score, 0 at padding."""
+        if history is None:
+            raise ValueError("this student learns repeats: score needs the history")
+        return self.repeat[self.max_history - history.shape[1] :] * (history > 0)
 
     def forward(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
         """Scores [B, N] of the catalogue after `history` [B, L]."""
-        return self.score(self.encode(history, item_table), item_table)
+        return self.score(self.encode(history, item_table), item_table, history)
 
 
 class Block(nn.Module):

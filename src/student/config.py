@@ -21,6 +21,7 @@ class StudentConfig:
     heads: int = setting("attention heads", ge=1)
     dropout: float = setting("dropout rate", ge=0.0, lt=1.0)
     tie_output: bool = setting("score with the input item table instead of a second one")
+    learn_repeats: bool = setting("learn how likely the history's own items come again (ce, dros)")
     loss: str = setting(
         "recommendation loss, the same for baseline and distilled", choices=(*BASE_LOSSES, "dros")
     )
@@ -61,6 +62,11 @@ class StudentConfig:
         if self.architecture == "caser" and self.tie_output:
             out.append(
                 "tie_output: found true with caser, expected false (its hidden state is wider than the items)"
+            )
+        if self.learn_repeats and self.loss in ("bce", "gbce"):
+            out.append(
+                f"learn_repeats: found true with loss={self.loss}, expected false (sampled negatives are never "
+                "history items, so they cannot teach it)"
             )
         if self.label_smoothing and self.base_loss != "ce":
             out.append(

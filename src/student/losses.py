@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 PROPENSITY_EXPONENT = 0.05
@@ -86,13 +87,47 @@ def dro_terms(scores: Tensor, columns: Tensor, propensity: Tensor, beta: float) 
         propensity: [N] ps.
         beta: temperature.
     """
-    a = scores.square() * (propensity / beta)
-    largest = a.detach().argmax(1, keepdim=True)
-    rest = a.scatter(1, largest, float("-inf")).logsumexp(1, keepdim=True)  # without the largest
-    a_i = a.gather(1, columns)
-    log_z = torch.logaddexp(rest, a.gather(1, largest))
-    is_largest = columns == largest
-    share = torch.where(is_largest, 0.0, (a_i - log_z).exp())  # masked first: log1p(-1) has no gradient
-    without_i = torch.where(is_largest, rest, log_z + torch.log1p(-share))
-    b_i = (scores.gather(1, columns) - 1).square() * (propensity[columns] / beta)
-    return torch.logaddexp(without_i, b_i)
+    return _DroTerms.apply(scores, columns, propensity / beta)
+
+
+class _DroTerms(torch.autograd.Function):
+    """`dro_terms` with its gradient written out: one [B, N] buffer instead of five.
+
+    The buffer holds e_j = exp(a_j - m) for all but the row's largest item, m being the largest a of
+    those. With S = sum e_j and l_k the terms: d l_k / d s_j = 2 s_j c_j e_j exp(m - l_k) for j != i_k,
+    and no factor overflows, for l_k >= m always (Z without i is at least the sum without the largest).
+    """
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, columns: Tensor, weights: Tensor) -> Tensor:  # noqa: D102
+        a = scores * scores
+        a *= weights
+        a_i = a.gather(1, columns)
+        a_largest, largest = a.max(1, keepdim=True)
+        a.scatter_(1, largest, float("-inf"))
+        shift = a.amax(1, keepdim=True)
+        e = a.sub_(shift).exp_()
+        rest = shift + e.sum(1, keepdim=True).log_()  # log of the sum without the largest
+        log_z = torch.logaddexp(rest, a_largest)
+        is_largest = columns == largest
+        without_i = torch.where(is_largest, rest, log_z + torch.log1p(-(a_i - log_z).exp()))
+        b_i = (scores.gather(1, columns) - 1).square() * weights[columns]
+        terms = torch.logaddexp(without_i, b_i)
+        ctx.save_for_backward(scores, columns, weights, e, shift, largest, a_largest, a_i, b_i, terms)
+        return terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # noqa: D102
+        scores, columns, weights, e, shift, largest, a_largest, a_i, b_i, terms = ctx.saved_tensors
+        slope = scores * (2 * weights)  # d a_j / d s_j
+        slope_largest, slope_i = slope.gather(1, largest), slope.gather(1, columns)
+        out = slope.mul_(e).mul_((grad * (shift - terms).exp()).sum(1, keepdim=True))
+        is_largest = columns == largest
+        # e leaves the largest out; it counts in the terms of all other items.
+        others = torch.where(is_largest, 0.0, grad * (a_largest - terms).exp()).sum(1, keepdim=True)
+        out.scatter_add_(1, largest, slope_largest * others)
+        own = torch.where(is_largest, 0.0, (a_i - terms).exp())  # stands in e, not in the item's own term
+        instead = (b_i - terms).exp() * (slope_i - 2 * weights[columns])  # d b_i / d s_i = 2 (s_i - 1) c_i
+        out.scatter_add_(1, columns, grad * (instead - own * slope_i))
+        return out, None, None

@@ -21,12 +21,16 @@ def build_student(config: StudentConfig, n_items: int, max_history: int) -> Stud
     """
     c = config
     if c.architecture == "sasrec":
-        return SASRec(n_items, max_history, c.width, c.blocks, c.heads, c.dropout, c.tie_output)
-    if c.architecture == "sasrec_dllm2rec":
-        return SASRecDLLM2Rec(n_items, max_history, c.width, c.dropout, c.tie_output)
-    if c.architecture == "gru4rec":
-        return GRU4Rec(n_items, max_history, c.width, c.blocks, c.dropout, c.tie_output)
-    return Caser(n_items, max_history, c.width, c.dropout)
+        student = SASRec(n_items, max_history, c.width, c.blocks, c.heads, c.dropout, c.tie_output)
+    elif c.architecture == "sasrec_dllm2rec":
+        student = SASRecDLLM2Rec(n_items, max_history, c.width, c.dropout, c.tie_output)
+    elif c.architecture == "gru4rec":
+        student = GRU4Rec(n_items, max_history, c.width, c.blocks, c.dropout, c.tie_output)
+    else:
+        student = Caser(n_items, max_history, c.width, c.dropout)
+    if c.learn_repeats:
+        student.learn_repeats()
+    return student
 
 
 def device_of(name: str) -> torch.device:

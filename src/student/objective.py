@@ -105,14 +105,14 @@ class RecommendationLoss(nn.Module):
         """
         c = self.config
         if scores is None and self.needs_scores:
-            scores = student.score(hidden, item_table)
+            scores = student.score(hidden, item_table, batch.history)
         columns = batch.target - 1
         if c.base_loss == "ce":
             loss = losses.ce(scores, columns, c.label_smoothing)
         else:
             items = torch.cat([batch.target.unsqueeze(1), negatives], dim=1)
             if scores is None:
-                values = student.score_items(hidden, items, item_table)
+                values = student.score_items(hidden, items, item_table, batch.history)
             else:
                 values = scores.gather(1, items - 1)
             if c.base_loss == "bce":

@@ -90,7 +90,7 @@ def fit(
     """
     device = next(objective.parameters()).device
     path = folder / "checkpoint.pt"
-    optimizer, average = _optimizer(objective, config), Average(objective, config.average)
+    optimizer, average = make_optimizer(objective, config), Average(objective, config.average)
     valid = Samples(data, Selection(data.splits["valid"]), device)
     state = load_checkpoint(path, fingerprint)
     if state is None:
@@ -191,7 +191,7 @@ def validate(objective: Objective, valid: Samples, eval_config: EvalConfig) -> d
     return ranks.metrics(eval_config)
 
 
-def _optimizer(objective: Objective, config: StudentConfig) -> torch.optim.Optimizer:
+def make_optimizer(objective: Objective, config: StudentConfig) -> torch.optim.Optimizer:
     made = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return made(objective.parameter_groups(config), lr=config.lr, fused=True)
 

@@ -109,6 +109,22 @@ def test_dro_gradient_matches_finite_differences(scale):
     assert torch.autograd.gradcheck(f, (leaf,), eps=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.5, 12.0])
+def test_dro_gradient_in_float32_is_that_of_float64(scale):
+    scores, columns, ps, beta = dro_case(np.float64, scale)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = torch.tensor(scores, dtype=dtype, requires_grad=True)
+        weights = torch.arange(1.0, 6.0, dtype=dtype)
+        (
+            dro_terms(leaf, torch.tensor(columns), torch.tensor(ps, dtype=dtype), beta) * weights
+        ).sum().backward()
+        gradients.append(leaf.grad.double())
+    torch.testing.assert_close(
+        gradients[1], gradients[0], rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max())
+    )
+
+
 def test_propensity_by_hand():
     np.testing.assert_allclose(propensity(np.array([0, 1, 2])), (np.array([1, 2, 3]) / 6) ** 0.05)
 

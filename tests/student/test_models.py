@@ -141,13 +141,15 @@ def test_rows_of_a_batch_do_not_mix(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_scores_of_some_items_are_those_of_the_catalogue(name):
-    student, history = STUDENTS[name], torch.tensor([[0, 1, 2], [4, 5, 6]])
-    items = torch.tensor([[1, N, 7], [2, 2, 9]])
+    student, history = STUDENTS[name], torch.tensor([[0, 1, 2], [4, 5, 4]])
+    items = torch.tensor([[1, N, 7], [4, 4, 9]])
     for table in (None, torch.randn(N + 1, 16)):
         hidden = student.encode(history, table)
         assert hidden.shape == (2, student.output_width)
         expected = student(history, table).gather(1, items - 1)
-        torch.testing.assert_close(student.score_items(hidden, items, table), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            student.score_items(hidden, items, table, history), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -159,6 +161,23 @@ def test_padding_row_gets_no_gradient(name):
     assert not student.items.weight.grad[0].any() and student.items.weight.grad[4].any()
     student(history, table).logsumexp(1).sum().backward()
     assert not table.grad[0].any() and table.grad[4].any()
+
+
+@torch.no_grad()
+def test_learned_repeats_are_added_to_the_historys_own_items():
+    student, history = small_student("sasrec"), torch.tensor([[0, 0, 3, 9, 3], [0, 0, 0, 0, 7]])
+    learned, student.repeat = student.repeat.clone(), None
+    plain = student(history)
+    student.learn_repeats()
+    assert torch.equal(student(history), plain)  # nothing learned yet
+    student.repeat.copy_(learned)
+    expected = plain.clone()
+    expected[0, 2] += learned[-1] + learned[-3]
+    expected[0, 8] += learned[-2]
+    expected[1, 6] += learned[-1]
+    torch.testing.assert_close(student(history), expected)
+    with pytest.raises(ValueError, match="needs the history"):
+        student.score(student.encode(history))
 
 
 def test_a_history_longer_than_the_positions_is_refused():
@@ -173,6 +192,7 @@ def test_a_history_longer_than_the_positions_is_refused():
         ("sasrec_dllm2rec", "heads=2", "blocks, heads"),
         ("caser", "tie_output=true", "tie_output"),
         ("gru4rec", "label_smoothing=0.1", "label_smoothing"),
+        ("sasrec", "loss=bce", "learn_repeats"),
         ("sasrec", "dropout=1.0", "dropout"),
         ("sasrec", "loss=mse", "loss"),
         ("sasrec", "lr=.nan", "lr"),

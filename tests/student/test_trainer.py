@@ -63,7 +63,11 @@ class StopsIn(BaselineObjective):
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("sasrec", ("loss=dros", "dropout=0.3", "average=0.9")), ("gru4rec", ("loss=gbce", "negatives=5")), ("caser", ())],
+    [
+        ("sasrec", ("loss=dros", "dropout=0.3", "average=0.9")),
+        ("gru4rec", ("loss=gbce", "negatives=5")),
+        ("caser", ()),
+    ],
 )
 def test_resume_is_bit_identical(small_data, eval_config, tmp_path, name, overrides):
     config = make_student_config(name, *FAST, *overrides)
@@ -153,6 +157,7 @@ def test_students_overfit_a_small_set(small_data, eval_config, tmp_path, name):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_loss_falls(small_data, eval_config, tmp_path, loss, precision):
     overrides = [f"loss={loss}", f"precision={precision}", "lr=5e-3", "negatives=8", "dropout=0"]
+    overrides.append(f"learn_repeats={str(loss in ('ce', 'dros')).lower()}")
     config = make_student_config("sasrec", *FAST, *overrides)
     objective = objective_of(config, small_data)
     history = run_fit(objective, small_data, config, eval_config, tmp_path).history
@@ -186,6 +191,29 @@ def test_sample_weights_reach_the_gradient(small_data, eval_config, tmp_path):
         outcome.append(weights_of(objective))
     for name in outcome[0]:
         torch.testing.assert_close(outcome[0][name], outcome[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("comes_again", [True, False])
+def test_a_student_learns_whether_items_come_again(small_data, eval_config, tmp_path, comes_again):
+    """Users who alternate between two items, and users who never see an item twice."""
+    rng, per_user = np.random.default_rng(0), 8
+    orders = [
+        np.tile(rng.permutation(30)[:2], 4) if comes_again else rng.permutation(30)[:8] for _ in range(60)
+    ]
+    rows = np.setdiff1d(np.arange(60 * per_user), np.arange(0, 60 * per_user, per_user))
+    data = dataclasses.replace(
+        small_data,
+        items=(np.concatenate(orders) + 1).astype(np.int32),
+        times=np.arange(60 * per_user),
+        offsets=np.arange(0, 61 * per_user, per_user),
+        splits={"train": rows, "valid": rows, "test": rows},
+    )
+    config = make_student_config(
+        "sasrec", "width=8", "lr=1e-2", "batch_size=32", "max_epochs=8", "patience=8"
+    )
+    student, _ = train_student(config, data, eval_config, seed=1, folder=tmp_path, fingerprint="f")
+    # Alternating users come back to the item before the newest.
+    assert student.repeat[-2] > 0.3 if comes_again else (student.repeat[-4:] < -0.3).all()
 
 
 def test_a_loss_that_is_not_finite_names_its_step(small_data, eval_config, tmp_path):

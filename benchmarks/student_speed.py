@@ -1,0 +1,140 @@
+"""Speed of the students: training steps and full-ranking evaluation, on the CPU.
+
+    python -m benchmarks.student_speed [--threads 2] [--steps 100] [--students sasrec sasrec_dllm2rec ...]
+
+Training: samples/s of whole steps (batch, negatives, forward, backward, optimizer), batch 256, history
+10, width 64, over random interactions. Evaluation: samples x catalogue, both history conventions.
+Serving: median latency of one user's top 10. Peak memory is the process's own, read after each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from src.core.config import build_or_raise
+from src.core.data_utils import InteractionData
+from src.core.paths import CONF
+from src.core.seed import seed_everything
+from src.student.checkpoint import save_student
+from src.student.config import StudentConfig
+from src.student.datamodule import Samples, Selection
+from src.student.evaluator import rank_samples
+from src.student.models import build_student
+from src.student.objective import BaselineObjective
+from src.student.serving import load_student
+from src.student.trainer_baseline import make_optimizer
+
+HISTORY, BATCH, WIDTH = 10, 256, 64
+CPU = torch.device("cpu")
+
+
+def random_data(n_items: int, n_samples: int) -> InteractionData:
+    """One long log of items with Zipf's popularity; every row from the 11th on is a sample."""
+    rng = np.random.default_rng(0)
+    popularity = 1.0 / np.arange(1, n_items + 1)
+    items = rng.choice(n_items, n_samples + HISTORY, p=popularity / popularity.sum()).astype(np.int32) + 1
+    ids = np.arange(HISTORY, len(items))
+    names = [str(i) for i in range(n_items + 1)]
+    offsets = np.array([0, len(items)])
+    times = np.arange(len(items))
+    splits = {"train": ids, "valid": ids, "test": ids}
+    return InteractionData("random", "random", items, times, offsets, splits, names, names, HISTORY, {})
+
+
+def student_config(name: str, *overrides: str) -> StudentConfig:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        settings = [f"student.{o}" for o in (f"width={WIDTH}", f"batch_size={BATCH}", *overrides)]
+        group = compose(overrides=[f"+student={name}", *settings]).student
+    return build_or_raise(StudentConfig, OmegaConf.to_container(group, resolve=True), "student")
+
+
+def training_speed(config: StudentConfig, data: InteractionData, steps: int) -> float:
+    """Samples per second over `steps` steps, after ten steps that warm up."""
+    seed_everything(0)
+    objective = BaselineObjective(build_student(config, data.n_items, HISTORY), config, data, seed=0).train()
+    samples = Samples(data, Selection(data.splits["train"]), CPU)
+    optimizer = make_optimizer(objective, config)
+    objective.start_epoch(0, samples)
+    for step, batch in enumerate(samples.shuffled(BATCH, seed=0, epoch=0)):
+        if step == 10:
+            started = time.perf_counter()
+        if step == 10 + steps:
+            break
+        loss, _ = objective(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        optimizer.step()
+    return steps * BATCH / (time.perf_counter() - started)
+
+
+def evaluation_seconds(config: StudentConfig, data: InteractionData, batch_size: int) -> float:
+    seed_everything(0)
+    student = build_student(config, data.n_items, HISTORY)
+    started = time.perf_counter()
+    rank_samples(student, data, data.splits["test"], batch_size, CPU)
+    return time.perf_counter() - started
+
+
+def serving_latency(config: StudentConfig, data: InteractionData, calls: int) -> float:
+    """Median seconds of one `recommend`, from a saved and loaded student."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_student(Path(folder) / "s", build_student(config, data.n_items, HISTORY), config, data, {})
+        recommender = load_student(Path(folder) / "s")
+    history = [str(i) for i in range(1, HISTORY + 1)]
+    times = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        recommender.recommend(history, k=10)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--students", nargs="+", default=["sasrec", "sasrec_dllm2rec", "gru4rec", "caser"])
+    parser.add_argument("--items", nargs="+", type=int, default=[1682, 17408])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    def say(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    say(
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {platform.machine()}, {args.threads} threads, torch {torch.__version__}"
+    )
+    say("| student | loss | items | training samples/s |\n|---|---|---|---|")
+    for n_items in args.items:
+        data = random_data(n_items, (args.steps + 10) * BATCH + 1)
+        for name in args.students:
+            for loss in ("ce", "bce", "dros"):
+                config = student_config(name, f"loss={loss}")
+                say(f"| {name} | {loss} | {n_items} | {training_speed(config, data, args.steps):,.0f} |")
+    data = random_data(17408, 14980)
+    for name in args.students:
+        seconds = evaluation_seconds(student_config(name), data, batch_size=512)
+        latency = serving_latency(student_config(name), data, calls=50)
+        say(
+            f"{name}: evaluation 14,980 x 17,408 in {seconds:.2f} s; one user's top 10 in {latency * 1e3:.2f} ms"
+        )
+    say(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
