@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -162,7 +163,10 @@ def load_manifest(folder: Path, expect: Mapping[str, Any], fix: str) -> dict[str
 
 @contextmanager
 def lock(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Hold an exclusive lock for the artifact at `path`; a second process waits (and says so)."""
+    """Hold an exclusive lock for the artifact at `path`; a second process waits (and says so).
+
+    Temporary files that a killed writer left beside `path` are removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_file = path.with_name(f".{path.name}.lock")
     with open(lock_file, "w") as f:
@@ -173,6 +177,8 @@ def lock(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[No
             started = time.monotonic()
             fcntl.flock(f, fcntl.LOCK_EX)
             say(f"waited {time.monotonic() - started:.0f} s")
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.tmp*"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         yield
 
 

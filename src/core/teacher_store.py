@@ -124,7 +124,7 @@ class StoreWriter:
         if score_kind not in SCORE_KINDS:
             raise UserError(f"score_kind={score_kind}", " or ".join(SCORE_KINDS), "the teacher")
         self.folder, self.n_items, self.score_kind, self.shard_size = folder, n_items, score_kind, shard_size
-        self.partial = folder.with_name(folder.name + ".partial")
+        self.partial = _partial(folder)
         self.partial.mkdir(parents=True, exist_ok=True)
 
     def shards(self, sample_ids: np.ndarray) -> list[np.ndarray]:
@@ -231,8 +231,17 @@ class StoreWriter:
         )
         publish(tmp, self.folder)
         shutil.rmtree(tmp, ignore_errors=True)
-        shutil.rmtree(self.partial)
+        discard_partial(self.folder)
         return TeacherStore(self.folder, fields["dataset_fingerprint"])
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def discard_partial(folder: Path) -> None:
+    """Remove the shards of a finished store (a kill after its publication leaves them)."""
+    shutil.rmtree(_partial(folder), ignore_errors=True)
 
 
 class TeacherStore:

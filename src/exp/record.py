@@ -114,6 +114,7 @@ def training_folder(run: Run) -> Iterator[Path]:
     with lock(folder, log.info):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
+        run.status("completed")  # before the checkpoint goes: a kill between the two loses nothing
         shutil.rmtree(folder)
 
 

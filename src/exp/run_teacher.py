@@ -15,7 +15,7 @@ def work(settings: Settings, run: Run) -> float | None:
     from src.core.artifacts import is_complete, lock
     from src.core.data_utils import load_dataset
     from src.core.logging import get_logger
-    from src.core.teacher_store import TeacherStore
+    from src.core.teacher_store import TeacherStore, discard_partial
     from src.exp.record import StoreRanks, done_before, record, store_note
     from src.teacher.export import export_store
     from src.teacher.factory import build_teacher
@@ -30,6 +30,7 @@ def work(settings: Settings, run: Run) -> float | None:
     with lock(folder, log.info):
         if is_complete(folder):
             store = TeacherStore(folder, data.fingerprint)
+            discard_partial(folder)
             log.info("teacher outputs with this fingerprint are there already: %s", folder)
         else:
             teacher = build_teacher(config, data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -89,6 +91,7 @@ def frozen_encoder(
     fp = encoder_fingerprint(config, seed, data.fingerprint, subset)
     folder = model_dir(data.name, "sasrec_encoder", fp)
     fix = f"delete {folder}"
+    work = work_dir("encoder", fp)
     with lock(folder, log.info):
         reused = is_complete(folder)
         if not reused:
@@ -98,7 +101,7 @@ def frozen_encoder(
                 data,
                 _SELECTION,
                 seed=seed,
-                folder=work_dir("encoder", fp),
+                folder=work,
                 fingerprint=fp,
                 run=None,
                 selection=None if subset is None else Selection(subset),
@@ -106,6 +109,7 @@ def frozen_encoder(
             fields = {"fingerprint": fp, "seed": seed, "best_epoch": result.best_epoch}
             fields |= {"valid_ndcg10": result.best_value, "train_seconds": result.seconds}
             save_student(folder, student, config, data, fields)
+        shutil.rmtree(work, ignore_errors=True)  # also what a kill after the training left
     manifest = load_manifest(folder, {"dataset_fingerprint": data.fingerprint, "fingerprint": fp}, fix)
     student, _ = load_student_model(folder, fingerprint=fp)
     log.info("frozen encoder %s: valid NDCG@10 %.4f", folder, manifest["valid_ndcg10"])

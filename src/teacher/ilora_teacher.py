@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,8 @@ class IloraTeacher:
             if not reused:
                 self._train(run)
             manifest = load_teacher(self.folder, self.model, fingerprint=self.fingerprint)
+            if self.accelerator.is_main_process:  # the checkpoint, also one that a kill left
+                shutil.rmtree(work_dir("teacher", self.fingerprint), ignore_errors=True)
         self.model.eval()
         self._items = None
         return {**manifest["training"], "reused": reused}
