@@ -38,7 +38,7 @@ from src.core.paths import CONF, ROOT
 from src.core.teacher_store import TeacherRows
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import ranking_signals
-from src.distill.trainer_distill import DistillObjective
+from src.distill.objective import DistillObjective
 from src.student.config import StudentConfig
 from src.student.losses import propensity
 from src.student.models import build_student

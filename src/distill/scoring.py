@@ -58,7 +58,7 @@ class StudentScorer:
         """[n] float32."""
 
         def score(hidden: Tensor, table: Tensor | None, batch: Batch) -> Tensor:
-            return uncertainty(self.student.score(hidden, table), batch.target - 1, measure)
+            return uncertainty(self.student.score(hidden, table, batch.history), batch.target - 1, measure)
 
         return self._pass(sample_ids, score)
 

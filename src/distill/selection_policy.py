@@ -7,21 +7,18 @@ it asks for lazily (teacher rows, student vectors, uncertainties), and after eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from src.core.artifacts import artifact_folder, fingerprint, load_manifest, load_npy, save_npy, write_manifest
-from src.core.config import build_or_raise, determining, setting
+from src.core.config import build_or_raise, setting
 from src.core.errors import UserError
 from src.core.seed import derive, numpy_stream
 from src.core.teacher_store import TeacherRows, locate
 from src.distill.config import ActiveConfig
 
-FORMAT_VERSION = 1
 MEASURES = ("entropy", "margin", "least_confidence", "loss")
 
 
@@ -288,64 +285,3 @@ def make_policy(config: ActiveConfig, context: SelectionContext) -> SelectionPol
         UserError: it asks for more samples than there are.
     """
     return POLICIES[config.policy](config, context)
-
-
-def selection_fingerprint(
-    config: ActiveConfig, dataset_fingerprint: str, seed: int, sources: Mapping[str, str] | None = None
-) -> str:
-    """Identity of an offline selection.
-
-    Args:
-        sources: fingerprints of what the policy looked at (the scoring student, the teacher's store).
-    """
-    return fingerprint(
-        {
-            "version": FORMAT_VERSION,
-            "active": determining(config),
-            "dataset": dataset_fingerprint,
-            "seed": seed,
-            "sources": dict(sources or {}),
-        }
-    )
-
-
-def write_selection(folder: Path, selection: Selection, fields: Mapping[str, Any]) -> None:
-    """Publish an offline selection: `sample_ids.npy`, `weights.npy`, `manifest.json`.
-
-    Args:
-        fields: what the manifest says beside hashes; must hold `dataset_fingerprint`.
-    """
-    with artifact_folder(folder) as tmp:
-        save_npy(tmp / "sample_ids.npy", selection.sample_ids)
-        save_npy(tmp / "weights.npy", selection.weights)
-        write_manifest(
-            tmp, {"format_version": FORMAT_VERSION, **fields, "n_samples": len(selection.sample_ids)}
-        )
-
-
-def read_selection(folder: Path, dataset_fingerprint: str, train_ids: np.ndarray) -> Selection:
-    """The selection at `folder`, checked: of this dataset, ids of training samples, each once.
-
-    Args:
-        train_ids: ascending sample ids of the training split.
-    """
-    fix = "active, or delete the folder"
-    expect = {"format_version": FORMAT_VERSION, "dataset_fingerprint": dataset_fingerprint}
-    manifest = load_manifest(folder, expect, fix)
-    ids, weights = load_npy(folder / "sample_ids.npy"), load_npy(folder / "weights.npy")
-    if ids.shape != (manifest["n_samples"],) or weights.shape != ids.shape or ids.dtype != np.int64:
-        raise UserError(
-            f"{folder}: {ids.dtype} ids {ids.shape}, weights {weights.shape}",
-            f"int64 ({manifest['n_samples']},) and as many weights",
-            fix,
-        )
-    if (np.diff(ids) <= 0).any():
-        raise UserError(f"{folder}: sample ids are not rising", "ascending ids, each once", fix)
-    foreign = ~np.isin(ids, train_ids)
-    if foreign.any():
-        raise UserError(
-            f"{folder}: sample {ids[foreign][0]} is no training sample", "ids of the train split", fix
-        )
-    if not (np.isfinite(weights).all() and (weights > 0).all()):
-        raise UserError(f"{folder}: weights {weights.min()}..{weights.max()}", "finite weights > 0", fix)
-    return Selection(ids, weights)

@@ -6,197 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.metrics import EvalConfig
 from src.core.run import Run
-from src.core.seed import derive, seed_everything
+from src.core.seed import seed_everything
 from src.core.teacher_store import TeacherRows, TeacherStore, locate
-from src.distill import kd_losses
-from src.distill.catalogue import CatalogueTerms, catalogue_terms
 from src.distill.config import ActiveConfig, DistillConfig
-from src.distill.data_bridge import RankingSignals, join_rows, ranking_signals, teacher_item_vectors
-from src.distill.projector import Projector
-from src.distill.recommendation import SharedRecommendation
+from src.distill.data_bridge import join_rows, ranking_signals, teacher_item_vectors
+from src.distill.objective import DistillObjective
 from src.distill.scoring import StudentScorer
 from src.distill.selection_policy import Selection, SelectionContext, SelectionPolicy, make_policy
 from src.student.architectures import Student
 from src.student.config import StudentConfig
-from src.student.datamodule import Batch, Samples
-from src.student.losses import sample_negatives
 from src.student.models import build_student, device_of, fold_item_table
 from src.student.objective import Objective
 from src.student.trainer_baseline import FitResult, fit
 
 log = get_logger(__name__)
-
-
-class DistillObjective(Objective):
-    """student.loss + lam * L_rd + align_weight * L_align, the student reading fused item vectors.
-
-    Per sample: the trainer averages. What the policy selected and the samples' last recommendation losses
-    are buffers, so a checkpoint holds them.
-
-    Args:
-        student, student_config, data, seed: as for the baseline.
-        config: the distillation.
-        signals: the teacher's rankings in the order of `data.splits["train"]`; None when lam = 0.
-        vectors: [N+1, D] teacher item vectors; None with embedding=none.
-    """
-
-    def __init__(
-        self,
-        student: Student,
-        student_config: StudentConfig,
-        config: DistillConfig,
-        data: InteractionData,
-        seed: int,
-        signals: RankingSignals | None,
-        vectors: Tensor | None,
-    ):
-        super().__init__(student)
-        self.config, self.seed = config, seed
-        self.recommendation = SharedRecommendation(student_config, data, seed)
-        self.projector = None
-        if vectors is not None:
-            hidden = config.projector_width if config.projector == "mlp" else None
-            dtype = torch.bfloat16 if config.projection_dtype == "bf16" else torch.float32
-            self.projector = Projector(vectors, student.width, hidden, dtype)
-        self.ranks = signals is not None
-        if signals is not None:
-            gammas = (config.gamma_position, config.gamma_confidence, config.gamma_consistency)
-            self.gammas = gammas
-            position = kd_losses.position_weights(signals.candidates.shape[1], config.beta_pos)
-            self.register_buffer("position", position, persistent=False)
-            self.register_buffer("candidates", signals.candidates, persistent=False)
-            self.register_buffer("confidence", signals.confidence, persistent=False)
-            self.register_buffer("sample_weights", signals.weights)
-            self.register_buffer("sample_losses", torch.full_like(signals.weights, float("nan")))
-        self._generator: torch.Generator | None = None
-
-    def start_epoch(self, epoch: int, samples: Samples) -> None:
-        if self.ranks and len(samples) != len(self.candidates):
-            raise ValueError(
-                f"{len(samples)} samples; the teacher's rows stand beside {len(self.candidates)}"
-            )
-        self.recommendation.start_epoch(epoch)
-        self._generator = torch.Generator(samples.device).manual_seed(
-            derive(self.seed, "distill", "draws", epoch)
-        )
-
-    def item_table(self) -> Tensor | None:
-        """[N+1, H] the fused input table; None where nothing is fused."""
-        if not self.config.fuses:
-            return None
-        return kd_losses.fuse(
-            self.student.item_table(), self.projector(), self.config.ed_weight, self.config.offset
-        )
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden, table = self._encode(batch)
-        negatives = self.recommendation.negatives(batch)
-        if not self.ranks:
-            loss = self.recommendation(self.student, hidden, batch, negatives, None, table)
-            parts = {"recommendation": loss.detach().mean()}
-        else:
-            loss, ranking = self._rank(batch, self.student.score(hidden, table), negatives)
-            parts = {"recommendation": loss.detach().mean(), "ranking": ranking.detach().mean()}
-            self.sample_losses[batch.rows] = loss.detach().to(self.sample_losses.dtype)
-            loss = loss + ranking
-        if self.config.aligns:
-            align = self.config.align_weight * self._align()
-            parts["align"] = align.detach()
-            loss = loss + align
-        return loss, parts
-
-    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Sequence vectors [B, D], and the input table that scoring needs (None: the student's own).
-
-        An output layer of its own reads no input table, so then only the rows of the batch's histories are
-        fused: [M, D] instead of [N+1, D]. Not on a GPU, which would wait for their number, nor compiled.
-        """
-        if not self.config.fuses:
-            return self.student.encode(batch.history), None
-        separate = self.student.output is not None
-        if not separate or batch.history.is_cuda or torch.compiler.is_compiling():
-            table = self.item_table()
-            return self.student.encode(batch.history, table), None if separate else table
-        # Row 0 must stay first: students take id 0 for padding.
-        padded = torch.cat([batch.history.new_zeros(1), batch.history.flatten()])
-        rows, local = torch.unique(padded, return_inverse=True)
-        own = torch.nn.functional.embedding(rows, self.student.item_table(), padding_idx=0)
-        table = kd_losses.fuse(own, self.projector(rows), self.config.ed_weight, self.config.offset)
-        return self.student.encode(local[1:].view_as(batch.history), table), None
-
-    def _rank(self, batch: Batch, scores: Tensor, negatives: Tensor | None) -> tuple[Tensor, Tensor]:
-        """student.loss [B], and lam * L_rd of every sample [B], 0 where it is not distilled.
-
-        Args:
-            scores: [B, N].
-            negatives: [B, M] items that the recommendation loss drew; the first is shared, as in the code.
-        """
-        c, rec = self.config, self.recommendation
-        candidates = self.candidates[batch.rows].long()
-        if negatives is None and c.rd_loss == "bce":
-            shape = (batch.history, batch.target, self.student.n_items)
-            negatives = sample_negatives(*shape, 1, self._generator)
-        own = rec.columns(batch, negatives)
-        terms, dro = self._terms(scores, own, candidates)
-        chosen = terms.values[:, own.shape[1] :]
-        weights = kd_losses.ranking_weights(
-            self.position,
-            self.confidence[batch.rows],
-            kd_losses.consistency(scores, chosen, candidates.shape[1]),
-            self.gammas,
-        )
-        if c.rd_loss == "ce":
-            per_candidate = kd_losses.rd_ce(terms.log_z, chosen)
-        else:
-            per_candidate = kd_losses.rd_bce(chosen, terms.values[:, 1], c.rd_negative)
-        ranking = (weights * per_candidate).sum(dim=1)
-        sample_weights = self.sample_weights[batch.rows]
-        if dro is not None:
-            share = kd_losses.dro_weights(weights, sample_weights, c.dro_weighting)
-            ranking = ranking + c.alpha * (share * dro).sum(dim=1)
-        loss = rec.from_terms(scores, terms, own.shape[1])
-        return loss, c.lam * sample_weights * ranking
-
-    def _terms(self, scores: Tensor, own: Tensor, candidates: Tensor) -> tuple[CatalogueTerms, Tensor | None]:
-        """Terms at the columns of the recommendation loss, then the candidates; the candidates' DRO terms.
-
-        One pass serves both, unless their DRO terms have different radii.
-        """
-        c, rec = self.config, self.recommendation
-        student_beta = rec.config.dros_beta
-        shared = not rec.needs_dro or c.alpha == 0 or student_beta == c.beta
-        beta = student_beta if rec.needs_dro else c.beta
-        propensity = rec.propensity if rec.needs_dro or c.alpha > 0 else None
-        terms = catalogue_terms(
-            scores,
-            torch.cat([own, candidates], dim=1),
-            log_z=rec.needs_log_z or c.rd_loss == "ce",
-            propensity=propensity,
-            beta=beta,
-        )
-        if c.alpha == 0:
-            return terms, None
-        if shared:
-            return terms, terms.dro[:, own.shape[1] :]
-        return terms, catalogue_terms(scores, candidates, propensity=rec.propensity, beta=c.beta).dro
-
-    def _align(self) -> Tensor:
-        """Distance of the student's own item vectors to the projected ones, over all items or a draw of them."""
-        n_items, count = self.student.n_items, self.config.align_items
-        if count is None or count >= n_items:
-            student, teacher = self.student.item_table()[1:], self.projector()[1:]
-        else:
-            device = self.projector.table.device
-            drawn = torch.randint(1, n_items + 1, (count,), device=device, generator=self._generator)
-            student, teacher = self.student.item_table()[drawn], self.projector(drawn)
-        return kd_losses.align_loss(student, teacher, self.config.align_loss)
 
 
 class Reselect:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,15 @@ from src.student.config import StudentConfig
 GROUPS = {"distill": DistillConfig, "active": ActiveConfig, "student": StudentConfig}
 
 
+@cache
+def shipped(group: str, name: str) -> dict:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose(overrides=[f"+{group}={name}"])[group], resolve=True)
+
+
 def make_settings(group: str, name: str, **values: object):
     """`conf/<group>/<name>.yaml` with values replaced, as its dataclass."""
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        found = OmegaConf.to_container(compose(overrides=[f"+{group}={name}"])[group], resolve=True)
-    return build_or_raise(GROUPS[group], {**found, **values}, group)
+    return build_or_raise(GROUPS[group], {**shipped(group, name), **values}, group)
 
 
 def make_data(

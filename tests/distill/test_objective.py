@@ -10,8 +10,8 @@ from torch import Tensor
 from src.core.data_utils import InteractionData
 from src.core.teacher_store import TeacherRows
 from src.distill.data_bridge import RankingSignals, ranking_signals
+from src.distill.objective import DistillObjective
 from src.distill.recommendation import SharedRecommendation
-from src.distill.trainer_distill import DistillObjective
 from src.student.architectures import Student
 from src.student.datamodule import Batch, Samples, Selection
 from src.student.models import build_student, fold_item_table
@@ -31,7 +31,9 @@ class FixedScores(Student):
     def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
         return torch.zeros(len(history), 4)
 
-    def score(self, hidden: Tensor, item_table: Tensor | None = None) -> Tensor:
+    def score(
+        self, hidden: Tensor, item_table: Tensor | None = None, history: Tensor | None = None
+    ) -> Tensor:
         return self.matrix
 
 
@@ -126,6 +128,7 @@ def test_corrected_profile_against_an_independent_formulation() -> None:
     "changes",
     [
         {"loss": "ce"},
+        {"loss": "ce", "learn_repeats": True},
         {"loss": "ce", "label_smoothing": 0.2},
         {"loss": "bce"},
         {"loss": "gbce", "negatives": 7},
@@ -139,7 +142,7 @@ def test_corrected_profile_against_an_independent_formulation() -> None:
 def test_the_recommendation_loss_is_the_baselines(changes: dict, rd_loss: str) -> None:
     """Same negatives, same value, same gradient as the baseline's loss, whatever shares its pass."""
     data = make_data(n_items=40, users=10, length=8)
-    student_config = make_settings("student", "sasrec", dropout=0.0, **changes)
+    student_config = make_settings("student", "sasrec", **{"dropout": 0.0, "learn_repeats": False, **changes})
     config = make_settings("distill", "dllm2rec", rd_loss=rd_loss, alpha=0.5, embedding="none")
     train = data.splits["train"]
     signals = ranking_signals(make_rows(data, train, 10), train, "distance", config, 0, CPU)
@@ -214,7 +217,7 @@ def test_fused_table_in_training_evaluation_and_folded(
         table = objective.item_table()
         whole = objective.student(batch.history, table)
         hidden, scoring = objective._encode(batch)
-        step = objective.student.score(hidden, scoring)
+        step = objective.student.score(hidden, scoring, batch.history)
         assert torch.allclose(step, whole, atol=1e-6)
         own = objective.student(batch.history)
         assert (own - whole).abs().max() > 1e-3

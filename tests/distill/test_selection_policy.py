@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +11,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.core.artifacts import read_json
+from src.core.config import setting
 from src.core.errors import UserError
 from src.core.teacher_store import TeacherRows
 from src.distill.config import ActiveConfig
 from src.distill.scoring import StudentScorer, uncertainty
+from src.distill.selection_files import (
+    offline_selection,
+    read_selection,
+    selection_fingerprint,
+    write_selection,
+)
 from src.distill.selection_policy import (
     POLICIES,
     Selection,
     SelectionContext,
     SelectionPolicy,
     make_policy,
-    read_selection,
     register,
-    selection_fingerprint,
-    write_selection,
 )
 from src.student.models import build_student
 from tests.distill.conftest import make_data, make_settings
@@ -246,6 +251,21 @@ def test_artifact_round_trip_and_refusals(tmp_path: Path) -> None:
         read_selection(tmp_path / "good", "abc", train)
 
 
+def test_offline_selection_is_made_once_and_then_read(tmp_path: Path) -> None:
+    data = make_data(n_items=30, users=10, length=8)
+    config = active("diversity", count=12, options={"clusters": 4})
+    scorer = KnownScorer()
+    made = offline_selection(config, data, 3, tmp_path / "s", {"student": "abc"}, scorer=scorer)
+    assert len(made.sample_ids) == 12 and np.isin(made.sample_ids, data.splits["train"]).all()
+    again = offline_selection(config, data, 3, tmp_path / "s")  # read: no scorer is asked
+    assert np.array_equal(again.sample_ids, made.sample_ids)
+    manifest = read_json(tmp_path / "s" / "manifest.json")
+    assert manifest["active"]["policy"] == "diversity" and manifest["sources"] == {"student": "abc"}
+    refreshed = active("random", refresh_every=2)
+    with pytest.raises(UserError, match="active.refresh_every=2 before the training"):
+        offline_selection(refreshed, data, 3, tmp_path / "t")
+
+
 def test_fingerprint_follows_settings_seed_and_sources() -> None:
     base = selection_fingerprint(active("random"), "abc", 1)
     assert base == selection_fingerprint(active("random"), "abc", 1)
@@ -264,12 +284,20 @@ def test_a_new_policy_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     from src.distill import selection_policy
 
     class Recent(SelectionPolicy):
+        """The newest samples."""
+
+        @dataclass(frozen=True)
+        class Options:
+            skip: int = setting("newest samples to leave out", ge=0)
+
         def choose(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-            n = len(self.context.sample_ids)
-            return np.arange(n - self.count, n), np.arange(1.0, n + 1)
+            n = len(self.context.sample_ids) - self.options.skip
+            return np.arange(n - self.count, n), np.arange(1.0, len(self.context.sample_ids) + 1)
 
     register("recent")(Recent)
-    config = ActiveConfig("recent", None, 7, False, None, {})
+    config = ActiveConfig("recent", None, 7, False, None, {"skip": 2})
     assert config.problems() == []
+    wrong = replace(config, options={"skip": -1, "skp": 3}, refresh_every=2).problems()
+    assert len(wrong) == 3 and "options.skp: unknown key" in " ".join(wrong)
     found = selection_policy.POLICIES["recent"](config, context(50)).select(0)
-    assert found.sample_ids.tolist() == [5 * i for i in range(44, 51)]
+    assert found.sample_ids.tolist() == [5 * i for i in range(42, 49)]

@@ -173,6 +173,16 @@ def test_official_profile_trains(world: World, tmp_path: Path) -> None:
     assert {"recommendation", "ranking"} <= set(result.history[0])
 
 
+def test_bf16_steps_stay_close_to_float32(world: World, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = student_settings(max_epochs=1, dropout=0.0, precision=precision)
+        _, result = distil(world, tmp_path / precision, config, projection_dtype="bf16")
+        losses[precision] = result.history[0]["loss"]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+
+
 def test_the_saved_folder_is_a_plain_student_with_the_same_scores(world: World, tmp_path: Path) -> None:
     config = student_settings(max_epochs=2)
     student, _ = distil(world, tmp_path / "work", config, ed_weight=0.8)
