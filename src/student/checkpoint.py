@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,34 @@ FORMAT_VERSION = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically: after a crash the file is the old or the new one."""
-    with writing(path) as tmp:
-        torch.save({"format_version": FORMAT_VERSION, **state}, tmp)
+    """Write tensors and plain values atomically: after a crash the file is the old or the new one.
+
+    The SHA-256 of what follows stands first: `torch.load` does not notice a flipped byte of a tensor.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
+    payload = buffer.getbuffer()
+    with writing(path) as tmp, open(tmp, "wb") as file:
+        file.write(hashlib.sha256(payload).digest())
+        file.write(payload)
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """The checkpoint at `path`, on CPU; None where there is none.
 
     Raises:
-        UserError: it cannot be read, or belongs to another training (both fingerprints are named).
+        UserError: it cannot be read, was changed, or belongs to another training (both fingerprints are named).
     """
     if not path.is_file():
         return None
     fix = f"delete {path.parent} to train anew"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many types for damaged files
-        raise UserError(f"{path} cannot be read: {type(e).__name__}: {e}", "a checkpoint", fix) from e
-    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path} is no checkpoint of format {FORMAT_VERSION}", "one of this version", fix)
+    content = path.read_bytes()
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise UserError(f"{path} is damaged ({len(content)} bytes)", "the hash that it starts with", fix)
+    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    if state["format_version"] != FORMAT_VERSION:
+        raise UserError(f"{path} has the format {state['format_version']}", str(FORMAT_VERSION), fix)
     if state["fingerprint"] != fingerprint:
         raise UserError(f"{path} has the fingerprint {state['fingerprint']}", fingerprint, fix)
     return state

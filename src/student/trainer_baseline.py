@@ -26,7 +26,7 @@ from src.student.architectures import Student
 from src.student.average import Average
 from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.student.config import StudentConfig
-from src.student.datamodule import Samples, Selection
+from src.student.datamodule import Batch, Samples, Selection
 from src.student.evaluator import rank_samples
 from src.student.models import build_student, device_of
 from src.student.objective import BaselineObjective, Objective
@@ -100,6 +100,7 @@ def fit(
         done, best, losses, selection = _restore(state, objective, optimizer, average)
         log.info("going on after epoch %d of %s", done.epoch, path)
     samples = Samples(data, selection, device)
+    compute = torch.compile(objective, dynamic=False) if config.compile else objective
     watch = Stopwatch(done.seconds)
 
     while not done.finished:
@@ -110,7 +111,7 @@ def fit(
         objective.start_epoch(epoch, samples)
         objective.train()
         started = watch.seconds()
-        losses, parts = _train_epoch(objective, samples, config, optimizer, average, seed, epoch)
+        losses, parts = _train_epoch(compute, samples, config, optimizer, average, seed, epoch)
         trained = watch.seconds()
         with average.in_place():
             metrics = validate(objective, valid, eval_config)
@@ -138,7 +139,7 @@ def fit(
 
 
 def _train_epoch(
-    objective: Objective,
+    compute: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]],
     samples: Samples,
     config: StudentConfig,
     optimizer: torch.optim.Optimizer,
@@ -148,7 +149,6 @@ def _train_epoch(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """One pass; returns the samples' losses [n] and the mean of each part of the loss."""
     device, steps = samples.device, -(-len(samples) // config.batch_size)
-    compute = torch.compile(objective, dynamic=False) if config.compile else objective
     losses = torch.empty(len(samples), device=device)
     finite = torch.empty(steps, dtype=torch.bool, device=device)
     sums: dict[str, Tensor] = {}

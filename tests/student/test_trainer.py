@@ -240,9 +240,11 @@ def test_foreign_and_damaged_checkpoints_are_refused(small_data, eval_config, tm
         )
     path = tmp_path / "checkpoint.pt"
     whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"not a checkpoint"):
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damaged in (b"", whole[:middle], b"not a checkpoint", flipped):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="is damaged"):
             run_fit(objective_of(config, small_data), small_data, config, eval_config, tmp_path)
 
 
