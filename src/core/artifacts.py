@@ -74,6 +74,16 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """`read_json` of a file that holds an object; raises UserError when it holds anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} holds a {type(value).__name__}", "a JSON object", "delete its folder and run again"
+        )
+    return value
+
+
 def save_npy(path: Path, array: np.ndarray) -> None:
     with writing(path) as tmp, open(tmp, "wb") as f:
         np.save(f, array, allow_pickle=False)

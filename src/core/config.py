@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
     choices: tuple | None = None,
+    file_name: bool = False,
     in_fingerprint: bool = True,
 ) -> Any:
     """A dataclass field with its meaning, its allowed values, and whether it determines results.
@@ -35,6 +37,7 @@ def setting(
         meaning: one line that a reader of the YAML file would want.
         ge, gt, le, lt: bounds on the value, or on every element of a list.
         choices: the allowed values.
+        file_name: the text becomes the name of a folder, and must not lead elsewhere.
         in_fingerprint: False for settings that change where or how fast, never what is computed.
     """
     return dataclasses.field(
@@ -42,11 +45,13 @@ def setting(
             "meaning": meaning,
             "bounds": (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)),
             "choices": choices,
+            "file_name": file_name,
             "in_fingerprint": in_fingerprint,
         }
     )
 
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 _COMPARE = {
     "ge": (lambda v, b: v >= b, ">="),
     "gt": (lambda v, b: v > b, ">"),
@@ -116,12 +121,17 @@ def _convert(value: Any, hint: Any, where: str, meta: Mapping[str, Any], problem
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         problems.append(f"{where}: found {value!r}, expected {hint.__name__}")
         return None
+    if isinstance(value, int) and value.bit_length() > 63:
+        problems.append(f"{where}: found a number of {value.bit_length()} bits, expected at most 63")
+        return None
     if isinstance(value, float) and not math.isfinite(value):
         problems.append(f"{where}: found {value!r}, expected a finite number")
         return None
     choices = meta.get("choices")
     if choices and value not in choices:
         problems.append(f"{where}: found {value!r}, expected one of {', '.join(map(str, choices))}")
+    if meta.get("file_name") and not _FILE_NAME.fullmatch(value):
+        problems.append(f"{where}: found {value!r}, expected a name of letters, digits, _ - . and +")
     for name, bound in meta.get("bounds", ()):
         compare, sign = _COMPARE[name]
         if bound is not None and not compare(value, bound):

@@ -30,12 +30,17 @@ class EvalConfig:
     batch_size: int = setting("samples scored at once in evaluation", ge=1, in_fingerprint=False)
 
     def problems(self) -> list[str]:
-        name, _, k = self.select_metric.partition("@")
-        if name not in METRICS or not k.isdigit() or int(k) not in self.ks:
+        if not is_metric(self.select_metric, self.ks):
             return [
                 f"select_metric: found {self.select_metric!r}, expected one of {', '.join(METRICS)} @ one of {self.ks}"
             ]
         return []
+
+
+def is_metric(name: str, ks: Sequence[int]) -> bool:
+    """Whether `name` is a metric ("NDCG@10") that these list lengths give."""
+    kind, _, k = name.partition("@")
+    return kind in METRICS and k in map(str, ks)
 
 
 def ranking_metrics(ranks: np.ndarray, ks: Sequence[int], list_length: int | None = None) -> dict[str, float]:

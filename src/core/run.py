@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from src.core.artifacts import now, read_json, save_npy, write_json
+from src.core.artifacts import now, read_object, save_npy, write_json
 from src.core.errors import Interrupted, UserError
 from src.core.git_info import git_info
 from src.core.logging import get_logger
@@ -159,7 +159,7 @@ def find_runs(stage: str, fingerprint: str, state: str = "completed") -> list[Pa
     found = []
     for status in sorted(result_root().glob("*/status.json")):
         try:
-            fields = read_json(status)
+            fields = read_object(status)
         except UserError as e:
             log.warning("%s: ignored: %s", status.parent, e)
             continue

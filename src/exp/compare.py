@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from src.core.artifacts import load_npy, read_json
+from src.core.artifacts import load_npy, read_object
 from src.core.data_utils import InteractionData
-from src.core.errors import UserError
+from src.core.errors import ConfigError, UserError
 from src.core.logging import get_logger
 from src.core.metrics import holm, paired_difference, per_sample
 from src.core.paths import resolve
@@ -53,7 +53,7 @@ class Row:
 
     def times(self) -> dict[str, float]:
         """Mean over the runs of every time they carry, seconds."""
-        found = [read_json(run / "metrics" / "time.json") for run in self.runs]
+        found = [read_object(run / "metrics" / "time.json") for run in self.runs]
         return {k: float(np.mean([t[k] for t in found])) for k in TIMES if all(k in t for t in found)}
 
 
@@ -69,10 +69,9 @@ def load_row(name: str, runs: list[Path], data: InteractionData) -> Row:
     """
     metrics, ranks = [], {c: [] for c in CONVENTIONS}
     for run in runs:
-        status = read_json(run / "status.json")
-        if status.get("state") != "completed":
-            raise UserError(f"{run} is {status.get('state')!r}", "a completed run", f"compare.runs.{name}")
-        fields = read_json(run / "metrics" / "metrics.json")
+        if (state := read_object(run / "status.json").get("state")) != "completed":
+            raise UserError(f"{run} is {state!r}", "a completed run", f"compare.runs.{name}")
+        fields = read_object(run / "metrics" / "metrics.json")
         if fields.get("dataset_fingerprint") != data.fingerprint:
             raise UserError(
                 f"{run} is of dataset {fields.get('dataset')}/{fields.get('dataset_fingerprint')}",
@@ -89,10 +88,38 @@ def load_row(name: str, runs: list[Path], data: InteractionData) -> Row:
                 f"{run} ranks {len(ids)} other samples", "the test split's sample ids", "that run"
             )
         for convention, file in CONVENTIONS.items():
-            ranks[convention].append(load_npy(run / "metrics" / file))
+            if not isinstance(fields.get(f"test_{convention}"), dict):
+                raise UserError(
+                    f"{run / 'metrics' / 'metrics.json'} has no test_{convention}", "metrics", f"delete {run}"
+                )
+            ranks[convention].append(_ranks(run / "metrics" / file, len(ids)))
         metrics.append(fields)
     kind = _KINDS[metrics[0]["stage"]]
     return Row(name, kind, tuple(runs), tuple(metrics), {c: np.stack(r) for c, r in ranks.items()})
+
+
+def _ranks(file: Path, n: int) -> np.ndarray:
+    """[n] ranks, checked: a file of another run's samples must not be averaged with this one's."""
+    ranks = load_npy(file)
+    if ranks.shape != (n,) or ranks.dtype.kind not in "iu" or ranks.min(initial=1) < 1:
+        raise UserError(
+            f"{file}: {ranks.dtype} {ranks.shape}", f"{n} ranks from 1 on", f"delete {file.parents[1]}"
+        )
+    return ranks
+
+
+def check_variants(settings: Settings) -> None:
+    """Raise ConfigError, before data is read, for teachers and variants whose configuration is wrong."""
+    problems: list[str] = []
+    named = {f"compare.teachers: {t}": [f"teacher={t}"] for t in settings.compare.teachers}
+    named |= {f"compare.variants.{name}": o for name, o in settings.compare.variants.items()}
+    for where, overrides in named.items():
+        try:
+            settings.variant(overrides)
+        except ConfigError as e:
+            problems += [f"{where}: {p}" for p in e.problems]
+    if problems:
+        raise ConfigError(problems)
 
 
 def find_rows(settings: Settings, data: InteractionData) -> list[Row]:

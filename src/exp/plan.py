@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from src.core.artifacts import is_complete, read_json
+from src.core.artifacts import is_complete, read_object
 from src.core.errors import UserError
 from src.core.paths import data_root, processed_dir, result_root, work_dir
 from src.core.run import completed_run
@@ -53,7 +53,7 @@ def _state(folder: Path) -> str:
 
 def _store_size(settings: Settings, dataset: Path) -> str:
     """Bytes of rankings, scores, ids and target scores (embeddings come on top)."""
-    samples = read_json(dataset / "manifest.json")["n_samples"]
+    samples = read_object(dataset / "manifest.json")["n_samples"]
     export = settings.teacher.export
     rows = round(samples["train"] * export.train_share) + samples["valid"] + samples["test"]
     return f"export of {rows} samples, K={export.top_k}: {rows * (export.top_k * 8 + 12) / _GIB:.3f} GiB"

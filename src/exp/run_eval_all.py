@@ -17,6 +17,7 @@ def work(settings: Settings, run: Run) -> None:
     from src.core.data_utils import load_dataset
     from src.exp import compare, report
 
+    compare.check_variants(settings)
     data = load_dataset(settings.dataset)
     rows = compare.find_rows(settings, data)
     run.fingerprint = fingerprint([row.name for row in rows] + [str(r) for row in rows for r in row.runs])

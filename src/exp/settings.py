@@ -8,13 +8,15 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from src.core.artifacts import fingerprint
 from src.core.config import build, determining, setting
 from src.core.data_utils import DatasetConfig, dataset_fingerprint
 from src.core.errors import ConfigError
-from src.core.metrics import EvalConfig
+from src.core.metrics import METRICS, EvalConfig, is_metric
 from src.core.paths import teacher_output_dir
 from src.distill.config import ActiveConfig, DistillConfig
 from src.student.config import StudentConfig
@@ -62,10 +64,15 @@ class Settings:
 
     @classmethod
     def load(cls, cfg: DictConfig) -> Settings:
-        """Build every group; ConfigError lists all that is wrong, across groups."""
-        values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        """Build every group; ConfigError lists all that is wrong, in and across groups."""
+        try:
+            values: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
+                cfg, resolve=True, throw_on_missing=True
+            )
+        except OmegaConfBaseException as e:  # an interpolation without its value, or ??? left open
+            raise ConfigError([f"{getattr(e, 'full_key', None) or 'config'}: {e}"]) from None
         problems: list[str] = []
-        root = {f.name: values.pop(f.name) for f in fields(_Root)}
+        root = {f.name: values.pop(f.name) for f in fields(_Root) if f.name in values}
         groups = {
             "dataset": DatasetConfig,
             "student": StudentConfig,
@@ -83,7 +90,21 @@ class Settings:
         made["root"] = build(_Root, root, "config", problems)
         if problems:
             raise ConfigError(problems)
-        return cls(**made)
+        settings = cls(**made)
+        if problems := settings._contradictions():
+            raise ConfigError(problems)
+        return settings
+
+    def _contradictions(self) -> list[str]:
+        """What is right in every group alone and wrong together."""
+        out = [
+            f"compare.metrics: found {name}, expected one of {', '.join(METRICS)} @ one of eval.ks {self.eval.ks}"
+            for name in self.compare.metrics
+            if not is_metric(name, self.eval.ks)
+        ]
+        if self.distill.ranks and self.distill.top_k > (k := self.teacher.export.top_k):
+            out.append(f"distill.top_k: found {self.distill.top_k}, expected <= teacher.export.top_k={k}")
+        return out
 
     @property
     def seed(self) -> int:
@@ -128,4 +149,7 @@ class Settings:
         task = HydraConfig.get().overrides.task
         if any(o.startswith("teacher=") for o in overrides):
             task = [o for o in task if not o.lstrip("+~").startswith("teacher")]
-        return Settings.load(compose("config", overrides=[*task, *overrides]))
+        try:
+            return Settings.load(compose("config", overrides=[*task, *overrides]))
+        except (HydraException, OmegaConfBaseException) as e:
+            raise ConfigError([f"overrides {overrides}: {e}"]) from None

@@ -30,6 +30,17 @@ class ExportConfig:
         "samples per shard: bounds memory and the work lost by a kill", ge=1, in_fingerprint=False
     )
     batch_size: int = setting("samples per forward pass in export", ge=1, in_fingerprint=False)
+    samples: str = setting(
+        "training samples that get a row: all, or those that the policy `active` selects",
+        choices=("all", "active"),
+    )
+
+    def problems(self) -> list[str]:
+        if self.samples == "active" and self.train_share < 1.0:
+            return [
+                f"export: found samples=active with train_share={self.train_share}, expected train_share=1.0"
+            ]
+        return []
 
 
 @dataclass(frozen=True)
@@ -208,19 +219,58 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class EmbeddingConfig:
+    """`teacher.export.embedding`: the item vectors of the store (and the space of `grounding`)."""
+
+    source: str = setting(
+        "head: the item objective's vectors; text: states of the titles", choices=("head", "text")
+    )
+    pooling: str = setting("text: state of the last token, or mean over the title", choices=("last", "mean"))
+    weights: str = setting("text: the LLM without (base) or with its adapter", choices=("base", "adapted"))
+    layer: int = setting("text: hidden layer; 0 input embeddings, -1 the last block")
+
+
+@dataclass(frozen=True)
 class IloraExportConfig(ExportConfig):
     """`teacher.export` of iLoRA."""
 
+    ranking: str = setting(
+        "how the catalogue is ranked (src/teacher/ranking)",
+        choices=("hidden", "rerank", "grounding", "trie", "exact"),
+    )
+    pool: int = setting("rerank: items that the frozen SASRec retrieves", ge=1)
+    exclude_history: bool = setting("rerank: the pool holds no item of the history")
+    shared_prefix: bool = setting(
+        "rerank: titles share one prefill of the prompt; false: one text per title", in_fingerprint=False
+    )
+    beams: int = setting("trie: titles and prefixes kept; grounding: beams (1: greedy)", ge=1)
+    max_new_tokens: int = setting("grounding: longest generated text in tokens", ge=1)
+    tree_tokens: int = setting("exact: title tokens per forward pass", ge=1, in_fingerprint=False)
+    embedding: EmbeddingConfig = setting("item embeddings")
     fuse_sasrec: float = setting(
         "share of the frozen SASRec in the exported scores (log-linear mix); 0: the LLM alone", ge=0.0, lt=1.0
     )
+
+    def problems(self) -> list[str]:
+        out = super().problems()
+        for ranking, key in (("rerank", "pool"), ("trie", "beams")):
+            if self.ranking == ranking and self.top_k > (size := getattr(self, key)):
+                out.append(
+                    f"export: found top_k={self.top_k} with ranking={ranking} and {key}={size}, "
+                    f"expected top_k <= {key}"
+                )
+        if self.fuse_sasrec and self.ranking != "hidden":
+            out.append(
+                f"export.fuse_sasrec: found {self.fuse_sasrec} with ranking={self.ranking}, expected 0 or hidden"
+            )
+        return out
 
 
 @dataclass(frozen=True)
 class IloraConfig:
     """`teacher=ilora`: an LLM with LoRA experts weighted per user sequence."""
 
-    name: str = setting("name in paths and tables")
+    name: str = setting("name in paths and tables", file_name=True)
     kind: str = setting("which teacher", choices=("ilora",))
     seed: int = setting("seed of the teacher and its encoder", ge=0)
     llm: LLMConfig = setting("the language model")
@@ -230,10 +280,18 @@ class IloraConfig:
     objective: ObjectiveConfig = setting("losses and read-out")
     prompt: PromptConfig = setting("wordings")
     train: TrainConfig = setting("training")
+    folds: int = setting("1: rows of train by a teacher trained on them; n: cross-fitted in n parts", ge=1)
     export: IloraExportConfig = setting("rows of the store")
 
     def problems(self) -> list[str]:
         out = []
+        loss = "item" if self.export.ranking == "hidden" else "lm"
+        if getattr(self.objective, loss) == 0:
+            out.append(
+                f"export.ranking: found {self.export.ranking} with objective.{loss}=0, expected objective.{loss} > 0"
+            )
+        if self.export.embedding.source == "head" and self.objective.item == 0:
+            out.append("export.embedding.source: found head with objective.item=0, expected text")
         if self.train.curriculum != "none" and self.prompt.mode == "text":
             out.append("train.curriculum: found a curriculum with prompt.mode=text, expected none")
         return out
@@ -243,10 +301,11 @@ class IloraConfig:
 class SasrecConfig:
     """`teacher=sasrec`: the frozen encoder alone fills the store."""
 
-    name: str = setting("name in paths and tables")
+    name: str = setting("name in paths and tables", file_name=True)
     kind: str = setting("which teacher", choices=("sasrec",))
     seed: int = setting("seed of the encoder", ge=0)
     encoder: StudentConfig = setting("the sequence encoder")
+    folds: int = setting("1: rows of train by a teacher trained on them; n: cross-fitted in n parts", ge=1)
     export: ExportConfig = setting("rows of the store")
 
 
@@ -254,7 +313,7 @@ class SasrecConfig:
 class KnnConfig:
     """`teacher=knn`: transitions from history to target in the training windows, popularity divided out."""
 
-    name: str = setting("name in paths and tables")
+    name: str = setting("name in paths and tables", file_name=True)
     kind: str = setting("which teacher", choices=("knn",))
     seed: int = setting("seed of the export's draw", ge=0)
     decay: float = setting("weight of each step back in the history", gt=0.0, le=1.0)
@@ -269,7 +328,7 @@ class KnnConfig:
 class MarkovConfig:
     """`teacher=markov`: first-order Markov chain over consecutive items of the training windows."""
 
-    name: str = setting("name in paths and tables")
+    name: str = setting("name in paths and tables", file_name=True)
     kind: str = setting("which teacher", choices=("markov",))
     seed: int = setting("seed of the export's draw", ge=0)
     smoothing: float = setting("transitions by popularity added to every item (Dirichlet prior)", gt=0.0)
@@ -282,7 +341,7 @@ class MarkovConfig:
 class PopularityConfig:
     """`teacher=popularity`: the training counts."""
 
-    name: str = setting("name in paths and tables")
+    name: str = setting("name in paths and tables", file_name=True)
     kind: str = setting("which teacher", choices=("popularity",))
     seed: int = setting("seed of the export's draw", ge=0)
     export: ExportConfig = setting("rows of the store")
@@ -319,11 +378,20 @@ def encoder_fingerprint(
 
 def model_fingerprint(config: IloraConfig, dataset_fp: str, train_ids: np.ndarray | None = None) -> str:
     """Identity of the trained iLoRA teacher: everything but the export (and the samples of a fold)."""
-    parts = {f.name: determining(getattr(config, f.name)) for f in fields(config) if f.name != "export"}
+    parts = {
+        f.name: determining(getattr(config, f.name))
+        for f in fields(config)
+        if f.name not in ("export", "folds")
+    }
     parts |= {} if train_ids is None else {"train_ids": train_ids.tolist()}
     return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts})
 
 
-def teacher_fingerprint(config: TeacherConfig, dataset_fp: str) -> str:
-    """Identity of a store: dataset, the teacher's settings and seed, and what is exported."""
-    return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": determining(config)})
+def teacher_fingerprint(config: TeacherConfig, dataset_fp: str, selection_fp: str | None = None) -> str:
+    """Identity of a store: dataset, the teacher's settings and seed, and what is exported.
+
+    Args:
+        selection_fp: of the selection whose samples are exported; None: all.
+    """
+    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": determining(config)}
+    return fingerprint(parts | ({} if selection_fp is None else {"selection": selection_fp}))

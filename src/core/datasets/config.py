@@ -39,6 +39,13 @@ class CsvConfig:
     title: str = setting("column of the items: title")
     encoding: str = setting("encoding of text files")
 
+    def problems(self) -> list[str]:
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            return [f"encoding: found {self.encoding!r}, expected one that Python knows, e.g. utf-8, latin-1"]
+        return []
+
 
 @dataclass(frozen=True)
 class AmazonConfig:
@@ -58,7 +65,7 @@ class IloraConfig:
 class DatasetConfig:
     """`conf/dataset/*.yaml`: where a log comes from and how samples are cut from it."""
 
-    name: str = setting("name in paths and tables")
+    name: str = setting("name in paths and tables", file_name=True)
     reader: str = setting("raw format", choices=tuple(READERS))
     raw_dir: str | None = setting("folder of the raw files; null: data/raw/<name>", in_fingerprint=False)
     download: bool = setting("fetch the raw files when they are missing", in_fingerprint=False)
