@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from src.core.artifacts import is_complete, lock
 from src.core.data_utils import InteractionData
@@ -21,11 +20,13 @@ from src.core.seed import numpy_stream, seed_everything
 from src.core.teacher_store import TeacherRows
 from src.teacher.checkpoint import load_teacher, save_teacher
 from src.teacher.config import IloraConfig, model_fingerprint
+from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import load_llm
 from src.teacher.prompts import PromptBuilder
-from src.teacher.ranking import item_vectors, rank_catalogue
+from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
+from src.teacher.ranking.base import Context, check_adapter
 from src.teacher.samples import SampleSource
 from src.teacher.tiny_llm import tiny_llm_folder
 from src.teacher.trainer import TeacherTrainer
@@ -42,14 +43,13 @@ class IloraTeacher:
         train_ids: the samples it may learn from; None: the training split.
     """
 
-    score_kind = "log_likelihood"
-
     def __init__(self, config: IloraConfig, data: InteractionData, train_ids: np.ndarray | None = None):
         self.config, self.data, self.name = config, data, config.name
         self.subset = None if train_ids is None else np.sort(np.asarray(train_ids, np.int64))
         self.fingerprint = model_fingerprint(config, data.fingerprint, self.subset)
         self.folder = model_dir(data.name, "teacher", self.fingerprint)
-        self._items: Tensor | None = None
+        self.score_kind = SCORE_KIND[config.export.ranking]
+        self._ranker: Ranker | None = None
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
         """Build everything; train unless a teacher of this fingerprint is there."""
@@ -63,7 +63,7 @@ class IloraTeacher:
             if self.accelerator.is_main_process:  # the checkpoint, also one that a kill left
                 shutil.rmtree(work_dir("teacher", self.fingerprint), ignore_errors=True)
         self.model.eval()
-        self._items = None
+        self._ranker = None
         return {**manifest["training"], "reused": reused}
 
     def load(self) -> None:
@@ -98,29 +98,23 @@ class IloraTeacher:
         return np.sort(numpy_stream(self.config.seed, "teacher_samples").choice(ids, count, replace=False))
 
     def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
-        return rank_catalogue(
-            self.model,
-            self.source,
-            np.asarray(sample_ids),
-            self._item_vectors(),
-            k,
-            hybrid=self.hybrid,
-            batch_size=self.config.export.batch_size,
-            fuse_sasrec=self.config.export.fuse_sasrec,
-        )
+        if self._ranker is None:
+            config = self.config
+            context = Context(self.model, self.source, config.export, self.hybrid, config.seed)
+            check_adapter(context, np.asarray(sample_ids))
+            self._ranker = make_ranker(context)
+        return self._ranker.rank(np.asarray(sample_ids), k)
 
     def item_embeddings(self) -> np.ndarray:
-        vectors = self._item_vectors().float().cpu().numpy()
+        export = self.config.export
+        if export.embedding.source == "text":
+            return TextEmbedder(self.model, self.builder, export.embedding, export.batch_size).titles()
+        vectors = item_vectors(self.model, self.source, self.hybrid).float().cpu().numpy()
         return np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
 
     @property
     def hybrid(self) -> bool:
         return self.config.prompt.mode == "hybrid"
-
-    def _item_vectors(self) -> Tensor:
-        if self._items is None:
-            self._items = item_vectors(self.model, self.source, self.hybrid)
-        return self._items
 
     def _train(self, run: Run | None) -> None:
         config, data = self.config, self.data

@@ -271,6 +271,11 @@ class PromptBuilder:
         ids = np.concatenate([np.array(self.tokens.start, np.int64), self._texts[item]])
         return Example(ids, np.array([item], np.int64), len(ids), len(ids))
 
+    @property
+    def end_ids(self) -> list[int]:
+        """What ends every answer."""
+        return self._end
+
     def answer_ids(self, item: int) -> np.ndarray:
         """[A] the title as an answer, with its end."""
         return self._answers[item]

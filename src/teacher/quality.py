@@ -49,7 +49,7 @@ def references(
 
     made: dict[str, Teacher] = {}
     if encoder is not None:
-        made["sasrec"] = build_teacher(SasrecConfig("sasrec", "sasrec", seed, encoder, export), data)
+        made["sasrec"] = build_teacher(SasrecConfig("sasrec", "sasrec", seed, encoder, 1, export), data)
     made["popularity"] = build_teacher(PopularityConfig("popularity", "popularity", seed, export), data)
     for teacher in made.values():
         teacher.prepare(None)

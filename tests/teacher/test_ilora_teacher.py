@@ -129,7 +129,15 @@ def test_only_the_named_parts_train_and_the_base_stays_bit_equal(make_config, de
     ("overrides", "still"),
     [
         (["teacher.train.train_projector=false"], "projector"),
-        (["teacher.objective.item=0.0", "teacher.objective.lm=1.0"], "head"),
+        (
+            [
+                "teacher.objective.item=0.0",
+                "teacher.objective.lm=1.0",
+                "teacher.export.ranking=exact",
+                "teacher.export.embedding.source=text",
+            ],
+            "head",
+        ),
         (["teacher.gate.kind=uniform"], "router"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,22 @@ from src.core.run import check_stop
 from src.core.teacher_store import TeacherRows
 from src.teacher.ilora_model import IloraModel
 from src.teacher.samples import SampleSource
+
+if TYPE_CHECKING:
+    from src.teacher.ranking.base import Context
+
+
+class HiddenRanker:
+    """See `base.Ranker`; for teachers trained with the `item` objective."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.items = item_vectors(context.model, context.source, context.hybrid)
+
+    def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
+        c = self.context
+        how = {"batch_size": c.export.batch_size, "fuse_sasrec": c.export.fuse_sasrec}
+        return rank_catalogue(c.model, c.source, sample_ids, self.items, k, hybrid=c.hybrid, **how)
 
 
 @torch.no_grad()

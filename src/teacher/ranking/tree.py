@@ -1,0 +1,149 @@
+"""Titles as a prefix tree of tokens, and the log-likelihood of all of them behind a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.errors import UserError
+from src.teacher.ilora_model import IloraModel
+from src.teacher.prompts import Example, PromptBuilder, collate
+from src.teacher.ranking.prefix import SharedPrefix, log_probs
+
+ROOT = -1
+
+
+@dataclass(frozen=True)
+class TitleTree:
+    """Token sequences that share their beginnings. Nodes stand behind their parents.
+
+    Attributes:
+        token: [Q] token of each node.
+        parent: [Q] its parent, ROOT for first tokens.
+        depth: [Q] 0 for first tokens.
+        end: [A] the node that each sequence ends in; equal sequences end in one node.
+        inner: [F] nodes with children, ascending: only these need a forward pass.
+        order: [F, F] bool, `order[i, j]`: inner node j is inner node i or one of its ancestors.
+    """
+
+    token: np.ndarray
+    parent: np.ndarray
+    depth: np.ndarray
+    end: np.ndarray
+    inner: np.ndarray
+    order: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequence[np.ndarray]) -> TitleTree:
+        """The tree of `sequences`; none may be empty."""
+        at: dict[tuple[int, int], int] = {}
+        token: list[int] = []
+        parent: list[int] = []
+        depth: list[int] = []
+        end = []
+        for sequence in sequences:
+            node = ROOT
+            for step, t in enumerate(sequence.tolist()):
+                key = (node, t)
+                if key not in at:
+                    at[key] = len(token)
+                    token.append(t)
+                    parent.append(node)
+                    depth.append(step)
+                node = at[key]
+            end.append(node)
+        parents = np.array(parent, np.int64)
+        inner = np.unique(parents[parents >= 0])
+        place = np.full(len(token), -1)
+        place[inner] = np.arange(len(inner))
+        order = np.eye(len(inner), dtype=bool)
+        for i, node in enumerate(inner):  # a parent's row is finished before its children's
+            if parents[node] >= 0:
+                order[i] |= order[place[parents[node]]]
+        return cls(np.array(token, np.int64), parents, np.array(depth, np.int64), np.array(end), inner, order)
+
+    def totals(self, step: np.ndarray) -> np.ndarray:
+        """[A] sums of the nodes' values `step` [Q] along each sequence."""
+        total = step.astype(np.float64)
+        for level in range(1, int(self.depth.max()) + 1):
+            at = self.depth == level
+            total[at] += total[self.parent[at]]
+        return total[self.end]
+
+
+def tree_scores(prefix: SharedPrefix, trees: Sequence[TitleTree]) -> list[np.ndarray]:
+    """Log-likelihoods [A_b] of every sequence of every row's tree, in one forward pass; the cache is rewound.
+
+    Args:
+        trees: one per prompt of `prefix`.
+    """
+    device, b = prefix.last.device, len(trees)
+    width = max(len(t.inner) for t in trees)
+    states = prefix.last[:, None]
+    if width:
+        tokens, depth = np.zeros((b, width), np.int64), np.zeros((b, width), np.int64)
+        visible = np.zeros((b, width, width), bool)
+        for row, t in enumerate(trees):
+            n = len(t.inner)
+            tokens[row, :n], depth[row, :n] = t.token[t.inner], t.depth[t.inner]
+            visible[row, :n, :n] = t.order
+        inputs = (torch.from_numpy(a).to(device) for a in (tokens, depth, visible))
+        states = torch.cat([states, prefix.extend(*inputs)], dim=1)  # place 0 is the prompt's end
+        prefix.rewind()
+    source, token = [], []
+    for row, t in enumerate(trees):
+        place = np.zeros(len(t.token) + 1, np.int64)  # the last entry is ROOT's
+        place[t.inner] = np.arange(len(t.inner)) + 1
+        source.append(row * (width + 1) + place[t.parent])
+        token.append(t.token)
+    edges = (torch.from_numpy(np.concatenate(a)).to(device) for a in (source, token))
+    steps = log_probs(prefix.model, states.flatten(0, 1), *edges).cpu().numpy()
+    cuts = np.cumsum([len(t.token) for t in trees])[:-1]
+    return [t.totals(s) for t, s in zip(trees, np.split(steps, cuts), strict=True)]
+
+
+def naive_scores(
+    model: IloraModel,
+    prompts: Sequence[Example],
+    answers: Sequence[Sequence[np.ndarray]],
+    gate: Tensor,
+    hybrid: bool,
+) -> list[np.ndarray]:
+    """What `tree_scores` computes, one whole prompt-with-title text at a time: slow, needs no cache.
+
+    Args:
+        gate: [B, K], a row per prompt.
+    """
+    out = []
+    for row, (prompt, titles) in enumerate(zip(prompts, answers, strict=True)):
+        scores = []
+        for title in titles:
+            text = Example(np.concatenate([prompt.ids, title]), prompt.items, prompt.prefix, len(prompt.ids))
+            batch = collate([text]).to(model.device)
+            with model.gates.use(gate[row : row + 1]):
+                states = model.states(batch, hybrid)
+                scores.append(-float(model.answer_losses(states, batch).double().sum()))
+        out.append(np.array(scores))
+    return out
+
+
+def title_tokens(builder: PromptBuilder) -> list[np.ndarray]:
+    """The answer of every item, [N+1] with entry 0 empty.
+
+    Raises:
+        UserError: a title of which the tokenizer leaves nothing.
+    """
+    answers = [np.empty(0, np.int64)]
+    for item in range(1, builder.n_items + 1):
+        if not builder.tokens.of(" " + builder.titles[item]):
+            raise UserError(
+                f"the title of item {item} ({builder.titles[item]!r}) has no tokens",
+                "at least one token per title",
+                "the items file, or an LLM whose tokenizer knows these characters",
+            )
+        answers.append(builder.answer_ids(item))
+    return answers
