@@ -5,17 +5,20 @@ Layout (`data/teacher_outputs/<dataset>/<teacher>/<fp>/`)::
     manifest.json
     item_embeddings.safetensors          item_embeddings [N+1, D] float32, row 0 zeros
     train/ valid/ test/                  sample_ids.npy [n] int64 ascending, rankings.npy [n, K] int32 best first,
-                                         scores.npy [n, K] float32, target_scores.npy [n] float32
+                                         scores.npy [n, K] float32, target_scores.npy [n] float32;
+                                         in_sample.npy [n] bool where the writer knows it
 
 Rows are written in shards, each named by its sample-id range; a writer that was killed goes on with
-the shards that are missing, and the finished files do not depend on who wrote which shard.
+the shards that are missing, and the finished files do not depend on who wrote which shard. A split may
+be written in pieces (the folds of a cross-fitted teacher). Memory is bounded by the shard.
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,79 +38,21 @@ from src.core.artifacts import (
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.run import Stopwatch, check_stop
+from src.core.teacher_rows import ARRAYS, SCORE_KINDS, TeacherRows, check_embeddings, locate
+
+__all__ = [
+    "SCORE_KINDS",
+    "StoreWriter",
+    "TeacherRows",
+    "TeacherStore",
+    "check_embeddings",
+    "discard_partial",
+    "locate",
+]
 
 FORMAT_VERSION = 1
-SPLITS = ("train", "valid", "test")
-SCORE_KINDS = ("distance", "log_likelihood")
-_ARRAYS = {"sample_ids": np.int64, "rankings": np.int32, "scores": np.float32, "target_scores": np.float32}
-_CHECKED_AT_ONCE = 65_536  # rows: the copies that checking makes stay small whatever the store's size
+Pieces = Mapping[str, np.ndarray | Mapping[str, np.ndarray]]  # split -> ids, or {piece: ids}
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class TeacherRows:
-    """Rankings of some samples: row i belongs to `sample_ids[i]`.
-
-    Attributes:
-        sample_ids: [n] int64.
-        rankings: [n, K] int32 item ids, best first, no item twice.
-        scores: [n, K] float32 in the order of the ranking.
-        target_scores: [n] float32, the score of the true next item.
-    """
-
-    sample_ids: np.ndarray
-    rankings: np.ndarray
-    scores: np.ndarray
-    target_scores: np.ndarray
-
-    def check(self, n_items: int, score_kind: str, where: str) -> None:
-        """Raises UserError unless shapes, dtypes, ids, order and finiteness keep the contract."""
-        n, k = self.sample_ids.size, self.rankings.shape[1] if self.rankings.ndim == 2 else 0
-        fix = "the teacher that wrote them, and export again"
-        for name, dtype in _ARRAYS.items():
-            array = getattr(self, name)
-            shape = (n, k) if name in ("rankings", "scores") else (n,)
-            if array.dtype != dtype or array.shape != shape:
-                raise UserError(
-                    f"{where}: {name} is {array.dtype} {array.shape}", f"{np.dtype(dtype)} {shape}", fix
-                )
-        ids, counts = np.unique(self.sample_ids, return_counts=True)
-        if (counts > 1).any():
-            raise UserError(f"{where}: sample {ids[counts > 1][0]} stands {counts.max()} times", "once", fix)
-        for at in range(0, n, _CHECKED_AT_ONCE):
-            part = slice(at, at + _CHECKED_AT_ONCE)
-            rows = TeacherRows(**{name: np.asarray(getattr(self, name)[part]) for name in _ARRAYS})
-            rows._check_values(n_items, score_kind, where, fix)
-
-    def _check_values(self, n_items: int, score_kind: str, where: str, fix: str) -> None:
-        for name in ("scores", "target_scores"):
-            bad = ~np.isfinite(getattr(self, name)).reshape(len(self.sample_ids), -1).all(axis=1)
-            if bad.any():
-                raise UserError(
-                    f"{where}: {name} of sample {self.sample_ids[bad][0]} are not finite",
-                    "finite scores",
-                    fix,
-                )
-        if self.rankings.size and (self.rankings.min() < 1 or self.rankings.max() > n_items):
-            raise UserError(
-                f"{where}: item ids {self.rankings.min()}..{self.rankings.max()}", f"1..{n_items}", fix
-            )
-        ordered = np.sort(self.rankings, axis=1)
-        twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-        if twice.any():
-            raise UserError(
-                f"{where}: sample {self.sample_ids[twice][0]} ranks an item twice", "unique items", fix
-            )
-        wrong = self.scores[:, 1:] < self.scores[:, :-1]
-        if score_kind == "log_likelihood":
-            wrong = self.scores[:, 1:] > self.scores[:, :-1]
-        wrong = wrong.any(axis=1)
-        if wrong.any():
-            raise UserError(
-                f"{where}: scores of sample {self.sample_ids[wrong][0]} are not best first for score_kind={score_kind}",
-                "distances rising or log-likelihoods falling along a ranking",
-                "score_kind, or " + fix,
-            )
 
 
 class StoreWriter:
@@ -138,7 +83,7 @@ class StoreWriter:
 
     def export(
         self,
-        split: str,
+        piece: str,
         sample_ids: np.ndarray,
         rank: Callable[[np.ndarray], TeacherRows],
         part: tuple[int, int] = (0, 1),
@@ -146,50 +91,67 @@ class StoreWriter:
         """Rank the shards that are missing; returns the number of samples ranked now.
 
         Args:
+            piece: a split, or the name of a part of one.
             rank: sample ids of one shard -> its rows.
             part: (this process, number of processes): shard i belongs to process i mod number.
         """
         own = self.shards(sample_ids)[part[0] :: part[1]]
-        missing = [ids for ids in own if not is_complete(self._shard(split, ids))]
+        missing = [ids for ids in own if not is_complete(self._shard(piece, ids))]
         if len(missing) < len(own):
-            log.info("%s: %d of %d shards are there already", split, len(own) - len(missing), len(own))
-        for ids in progress(missing, f"export {split}", unit="shard"):
+            log.info("%s: %d of %d shards are there already", piece, len(own) - len(missing), len(own))
+        for ids in progress(missing, f"export {piece}", unit="shard"):
             watch = Stopwatch()
-            self._write_shard(split, rank(ids), ids, watch)
+            self._write_shard(piece, rank(ids), ids, watch)
             check_stop()
         return sum(map(len, missing))
 
-    def seconds(self, splits: Mapping[str, np.ndarray]) -> float:
+    def missing(self, piece: str, sample_ids: np.ndarray) -> int:
+        """How many samples of a piece have no finished shard yet."""
+        return sum(len(s) for s in self.shards(sample_ids) if not is_complete(self._shard(piece, s)))
+
+    def seconds(self, splits: Pieces) -> float:
         """Seconds that the finished shards took, over all runs and processes that worked on them."""
         shards = [
-            self._shard(split, ids) for split, samples in splits.items() for ids in self.shards(samples)
+            self._shard(piece, ids)
+            for split, given in splits.items()
+            for piece, samples in _pieces(split, given).items()
+            for ids in self.shards(samples)
         ]
         return sum(read_json(shard / MANIFEST)["seconds"] for shard in shards)
 
-    def _shard(self, split: str, ids: np.ndarray) -> Path:
-        return self.partial / split / f"{ids[0]:012d}-{ids[-1]:012d}"
+    def _shard(self, piece: str, ids: np.ndarray) -> Path:
+        return self.partial / piece / f"{ids[0]:012d}-{ids[-1]:012d}"
 
-    def _write_shard(self, split: str, rows: TeacherRows, ids: np.ndarray, watch: Stopwatch) -> None:
-        shard = self._shard(split, ids)
+    def _write_shard(self, piece: str, rows: TeacherRows, ids: np.ndarray, watch: Stopwatch) -> None:
+        shard = self._shard(piece, ids)
         if not np.array_equal(rows.sample_ids, ids):
             raise RuntimeError(f"{shard}: the teacher returned rows of other samples")
-        rows.check(self.n_items, self.score_kind, f"teacher rows of {split}")
+        rows.check(self.n_items, self.score_kind, f"teacher rows of {piece}")
         tmp = shard.with_name("." + shard.name)
         shutil.rmtree(tmp, ignore_errors=True)
-        for name in _ARRAYS:
-            save_npy(tmp / f"{name}.npy", getattr(rows, name))
-        write_manifest(tmp, {"n_samples": len(ids), "seconds": round(watch.seconds(), 4)})
-        publish(tmp, shard)
+        try:
+            for name in ARRAYS:
+                save_npy(tmp / f"{name}.npy", getattr(rows, name))
+            write_manifest(tmp, {"n_samples": len(ids), "seconds": round(watch.seconds(), 4)})
+            publish(tmp, shard)
+        except OSError as e:
+            shutil.rmtree(tmp, ignore_errors=True)  # gives back what the unfinished shard took
+            raise full_disk(e, shard) from e
 
     def finish(
-        self, splits: Mapping[str, np.ndarray], item_embeddings: np.ndarray, fields: Mapping[str, Any]
+        self,
+        splits: Pieces,
+        item_embeddings: np.ndarray,
+        fields: Mapping[str, Any],
+        in_sample: Mapping[str, np.ndarray] | None = None,
     ) -> TeacherStore:
         """Join the shards in sample-id order, add the embeddings and the manifest, publish, reopen.
 
         Args:
-            splits: the sample ids of every split exported.
+            splits: the sample ids of every split exported, or of its pieces.
             item_embeddings: [N+1, D] float32, row 0 zeros.
             fields: what the manifest says beside shape and hashes (dataset, teacher, fingerprints, ...).
+            in_sample: per split the ids of rows whose teacher was trained on them.
         """
         from safetensors.numpy import save_file
 
@@ -197,42 +159,89 @@ class StoreWriter:
         tmp = self.folder.with_name(f".{self.folder.name}.tmp")
         shutil.rmtree(tmp, ignore_errors=True)
         n_samples = {}
-        for split, sample_ids in splits.items():
-            shards = self.shards(sample_ids)
-            for ids in shards:
-                shard = self._shard(split, ids)
-                load_manifest(shard, {"n_samples": len(ids)}, f"delete {shard} and export again")
-            for name, dtype in _ARRAYS.items():
-                first = load_npy(self._shard(split, shards[0]) / f"{name}.npy")
-                shape = (len(sample_ids), *first.shape[1:])
-                with writing(tmp / split / f"{name}.npy") as path:
-                    joined = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-                    at = 0
-                    for ids in shards:
-                        joined[at : at + len(ids)] = load_npy(self._shard(split, ids) / f"{name}.npy")
-                        at += len(ids)
-                    joined.flush()
-                    del joined
-            n_samples[split] = len(sample_ids)
-            top_k = int(load_npy(tmp / split / "rankings.npy", mmap=True).shape[1])
-        with writing(tmp / "item_embeddings.safetensors") as path:
-            save_file({"item_embeddings": np.ascontiguousarray(item_embeddings)}, path)
-        write_manifest(
-            tmp,
-            {
-                "format_version": FORMAT_VERSION,
-                **fields,
-                "n_items": self.n_items,
-                "n_samples": n_samples,
-                "top_k": top_k,
-                "embedding_dim": int(item_embeddings.shape[1]),
-                "score_kind": self.score_kind,
-            },
-        )
-        publish(tmp, self.folder)
+        try:
+            for split, given in splits.items():
+                joint = _Joint(self, _pieces(split, given))
+                for name, dtype in ARRAYS.items():
+                    joint.write(tmp / split / f"{name}.npy", name, dtype)
+                if in_sample is not None:
+                    save_npy(tmp / split / "in_sample.npy", locate(np.unique(in_sample[split]), joint.ids)[1])
+                n_samples[split], top_k = len(joint.ids), joint.top_k
+            with writing(tmp / "item_embeddings.safetensors") as path:
+                save_file({"item_embeddings": np.ascontiguousarray(item_embeddings)}, path)
+            write_manifest(
+                tmp,
+                {
+                    "format_version": FORMAT_VERSION,
+                    **fields,
+                    "n_items": self.n_items,
+                    "n_samples": n_samples,
+                    "top_k": top_k,
+                    "embedding_dim": int(item_embeddings.shape[1]),
+                    "score_kind": self.score_kind,
+                },
+            )
+            publish(tmp, self.folder)
+        except OSError as e:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise full_disk(e, self.folder) from e
         shutil.rmtree(tmp, ignore_errors=True)
         discard_partial(self.folder)
         return TeacherStore(self.folder, fields["dataset_fingerprint"])
+
+
+class _Joint:
+    """The shards of a split as one table in sample-id order, read block by block.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+
+    def __init__(self, writer: StoreWriter, pieces: Mapping[str, np.ndarray]):
+        self.blocks = writer.shards(np.concatenate(list(pieces.values())))
+        self.ids = np.concatenate(self.blocks)
+        self.shards: list[list[tuple[np.ndarray, Path]]] = []  # per piece, ascending
+        for piece, samples in pieces.items():
+            own = [(ids, writer._shard(piece, ids)) for ids in writer.shards(samples)]
+            for ids, shard in own:
+                load_manifest(shard, {"n_samples": len(ids)}, f"delete {shard} and export again")
+            self.shards.append(own)
+        self.top_k = int(load_npy(self.shards[0][0][1] / "rankings.npy", mmap=True).shape[1])
+
+    def write(self, path: Path, name: str, dtype: type) -> None:
+        """One array of the split as an npy file. Not a memory map: its pages would count as memory."""
+        width = (self.top_k,) if name in ("rankings", "scores") else ()
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(self.ids), *width)}
+        with writing(path) as tmp, open(tmp, "wb") as f:
+            np.lib.format.write_array_header_1_0(f, header)
+            for block in self.blocks:
+                rows = np.empty((len(block), *width), dtype)
+                for own in self.shards:
+                    at = max(0, bisect_right(own, block[0], key=lambda pair: pair[0][0]) - 1)
+                    while at < len(own) and own[at][0][0] <= block[-1]:
+                        ids, shard = own[at]
+                        _, wanted = locate(block, ids)
+                        if wanted.any():
+                            rows[np.searchsorted(block, ids[wanted])] = load_npy(shard / f"{name}.npy")[
+                                wanted
+                            ]
+                        at += 1
+                f.write(np.ascontiguousarray(rows).data)
+
+
+def _pieces(split: str, given: np.ndarray | Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    return given if isinstance(given, Mapping) else {split: given}
+
+
+def full_disk(error: OSError, path: Path) -> Exception:
+    """The error as one that a person can act on where the disk is full; else itself."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return UserError(
+        f"no space left for {path}",
+        "room for the store and its shards (run.log has the forecast)",
+        "the disk, or teacher.export.top_k; finished shards are kept, the same command goes on",
+    )
 
 
 def _partial(folder: Path) -> Path:
@@ -297,10 +306,28 @@ class TeacherStore:
             )
         return table
 
+    def in_sample_ids(self) -> np.ndarray:
+        """Ascending ids of all rows whose teacher was trained on them.
+
+        Raises:
+            UserError: the store does not say which rows these are.
+        """
+        found = []
+        for split in self.manifest["n_samples"]:
+            known, ids = (load_npy(self.folder / split / f"{n}.npy") for n in ("in_sample", "sample_ids"))
+            if known.dtype != np.bool_ or known.shape != ids.shape:
+                raise UserError(
+                    f"{self.folder}/{split}: in_sample is {known.dtype} {known.shape}",
+                    f"bool {ids.shape}",
+                    "the teacher that wrote it, and export again",
+                )
+            found.append(ids[known])
+        return np.sort(np.concatenate(found))
+
     def rows(self, split: str) -> TeacherRows:
         """All rows of a split, checked against the contract."""
         rows = TeacherRows(
-            **{name: load_npy(self.folder / split / f"{name}.npy", mmap=True) for name in _ARRAYS}
+            **{name: load_npy(self.folder / split / f"{name}.npy", mmap=True) for name in ARRAYS}
         )
         where = f"{self.folder}/{split}"
         rows.check(int(self.manifest["n_items"]), self.score_kind, where)
@@ -326,25 +353,4 @@ class TeacherStore:
                 "one row per sample",
                 "teacher.export.samples or active, and export again",
             )
-        return TeacherRows(**{name: getattr(rows, name)[position] for name in _ARRAYS})
-
-
-def locate(sorted_ids: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of `ids` in the ascending array `sorted_ids`, and which of them are there."""
-    position = np.minimum(np.searchsorted(sorted_ids, ids), max(len(sorted_ids) - 1, 0))
-    found = sorted_ids[position] == ids if len(sorted_ids) else np.zeros(len(ids), bool)
-    return position, found
-
-
-def check_embeddings(table: np.ndarray, n_items: int, where: str) -> None:
-    """Raises UserError unless `table` is [N+1, D] float32, finite, with a zero row 0."""
-    fix = "the teacher that wrote it, and export again"
-    if table.ndim != 2 or len(table) != n_items + 1 or table.dtype != np.float32:
-        raise UserError(
-            f"{where}: item embeddings {table.dtype} {table.shape}", f"float32 ({n_items + 1}, D)", fix
-        )
-    if not np.isfinite(table).all():
-        bad = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
-        raise UserError(f"{where}: the embedding of item {bad} is not finite", "finite values", fix)
-    if table[0].any():
-        raise UserError(f"{where}: row 0 of the item embeddings is not zero", "zeros for padding", fix)
+        return TeacherRows(**{name: getattr(rows, name)[position] for name in ARRAYS})
