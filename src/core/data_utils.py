@@ -28,6 +28,7 @@ from src.core.datasets.config import (
     IloraConfig,
 )
 from src.core.datasets.download import fetch_missing
+from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
 from src.core.logging import get_logger
 from src.core.paths import processed_dir, raw_dir, resolve
@@ -163,17 +164,58 @@ def _open(config: DatasetConfig, fp: str, folder: Path) -> InteractionData:
     info = load_manifest(
         folder, {"format_version": FORMAT_VERSION, "dataset_fingerprint": fp}, f"delete {folder}"
     )
-    catalogue = pd.read_parquet(folder / "catalogue.parquet")
-    return InteractionData(
+    data = InteractionData(
         name=config.name,
         fingerprint=fp,
         items=load_npy(folder / "items.npy", mmap=True),
         times=load_npy(folder / "times.npy", mmap=True),
         offsets=load_npy(folder / "offsets.npy"),
         splits={split: load_npy(folder / f"split_{split}.npy") for split in NAMES},
-        titles=["", *catalogue["title"]],
-        raw_items=["", *catalogue["raw_id"]],
+        **_catalogue(folder / "catalogue.parquet"),
         max_history=config.max_history,
         info=info,
         own_rows=config.split == "official",
     )
+    _check_arrays(data, folder)
+    return data
+
+
+def _catalogue(path: Path) -> dict[str, list[str]]:
+    try:
+        table = pd.read_parquet(path, columns=["raw_id", "title"])
+    except (OSError, ValueError) as e:  # pyarrow's errors are ValueErrors
+        raise UserError(
+            f"{path} cannot be read: {e}", "columns raw_id and title", f"delete {path.parent}"
+        ) from None
+    return {"titles": ["", *table["title"]], "raw_items": ["", *table["raw_id"]]}
+
+
+def _check_arrays(data: InteractionData, folder: Path) -> None:
+    """Raise UserError unless types, shapes and ranges are those of a prepared dataset."""
+    items, times, offsets = data.items, data.times, data.offsets
+    splits = {f"split_{name}.npy": ids for name, ids in data.splits.items()}
+    for file, array, kind in (
+        ("items.npy", items, np.int32),
+        ("times.npy", times, np.int64),
+        ("offsets.npy", offsets, np.int64),
+        *((file, ids, np.int64) for file, ids in splits.items()),
+    ):
+        if array.ndim != 1 or array.dtype != kind or not len(array):
+            raise UserError(
+                f"{folder / file}: {array.dtype} {array.shape}", f"{np.dtype(kind)} (n,)", f"delete {folder}"
+            )
+    if items.min() < 1 or items.max() > data.n_items:
+        found = f"{folder / 'items.npy'}: ids {items.min()}..{items.max()}"
+        raise UserError(found, f"1..{data.n_items}", f"delete {folder}")
+    if len(times) != len(items):
+        raise UserError(
+            f"{folder / 'times.npy'}: {len(times)} rows", f"{len(items)} as items.npy", f"delete {folder}"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 1).any():
+        raise UserError(
+            f"{folder / 'offsets.npy'} does not cut {len(items)} rows", "users", f"delete {folder}"
+        )
+    for file, ids in splits.items():
+        if ids.min() < 0 or ids.max() >= data.n_ids:
+            found = f"{folder / file}: sample ids {ids.min()}..{ids.max()}"
+            raise UserError(found, f"0..{data.n_ids - 1}", f"delete {folder}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_VERBS = ("delete", "export", "nothing", "run", "train")
+
 
 class UserError(Exception):
     """Input that cannot be used; printed as one line, without a traceback.
@@ -9,7 +11,7 @@ class UserError(Exception):
     Args:
         found: what was found, with the value ("r=8 and experts=3").
         expected: what would have been right ("r divisible by experts").
-        fix: the key or file to change ("teacher.lora.experts").
+        fix: the key or file to change ("teacher.lora.experts"), or what to do ("delete <folder>").
     """
 
     def __init__(self, found: str, expected: str | None = None, fix: str | None = None):
@@ -17,7 +19,7 @@ class UserError(Exception):
         if expected:
             parts.append(f"expected {expected}")
         if fix:
-            parts.append(f"change {fix}")
+            parts.append(fix if fix.split()[0] in _VERBS else f"change {fix}")
         # One line whatever the parts carry: messages of libraries often have line breaks.
         super().__init__(" ".join("; ".join(parts).split()))
 

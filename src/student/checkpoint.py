@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from src.core.artifacts import artifact_folder, load_manifest, read_json, write_json, write_manifest, writing
+from src.core.artifacts import (
+    artifact_folder,
+    load_manifest,
+    read_object,
+    write_json,
+    write_manifest,
+    writing,
+)
 from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
@@ -48,11 +56,14 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
         raise UserError(f"{path} is damaged ({len(content)} bytes)", "the hash that it starts with", fix)
-    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    if state["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{path} has the format {state['format_version']}", str(FORMAT_VERSION), fix)
-    if state["fingerprint"] != fingerprint:
-        raise UserError(f"{path} has the fingerprint {state['fingerprint']}", fingerprint, fix)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many types for what it refuses
+        raise UserError(f"{path} cannot be read: {type(e).__name__}", "tensors and values", fix) from e
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} is no checkpoint of format {FORMAT_VERSION}", "one of this version", fix)
+    if (found := state.get("fingerprint")) != fingerprint:
+        raise UserError(f"{path} has the fingerprint {found}", fingerprint, fix)
     return state
 
 
@@ -90,13 +101,17 @@ def load_student_model(
     """
     fix = f"train the student of {folder} again"
     load_manifest(folder, {"format_version": FORMAT_VERSION, **expect}, fix)
-    description = read_json(folder / "student.json")
-    config = build_or_raise(StudentConfig, description["config"], f"{folder / 'student.json'}: config")
+    file = folder / "student.json"
+    description = read_object(file)
+    for key in ("n_items", "max_history"):
+        if type(value := description.get(key)) is not int or value < 1:
+            raise UserError(f"{file}: {key} is {value!r}", "a number from 1 on", fix)
+    config = build_or_raise(StudentConfig, description.get("config"), f"{file}: config")
     student = build_student(config, description["n_items"], description["max_history"])
     try:
         student.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    except RuntimeError as e:
+    except (RuntimeError, OSError, SafetensorError) as e:
         raise UserError(
-            f"{folder / 'model.safetensors'} does not fit its config: {e}", "its weights", fix
+            f"{folder / 'model.safetensors'} does not fit its config: {str(e)[:300]}", "its weights", fix
         ) from e
     return student.to(device).eval(), config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from src.core.artifacts import read_json
+from src.core.artifacts import read_object
 from src.core.errors import UserError
 from src.student.architectures import Student
 from src.student.checkpoint import load_student_model
@@ -82,5 +82,12 @@ def load_student(folder: Path | str, device: str = "cpu") -> StudentRecommender:
     """
     folder = Path(folder)
     student, _ = load_student_model(folder, device_of(device))
-    catalogue = read_json(folder / "catalogue.json")
+    file = folder / "catalogue.json"
+    catalogue = read_object(file)
+    for key in ("raw_ids", "titles"):
+        values = catalogue.get(key)
+        if not isinstance(values, list) or len(values) != student.n_items:
+            raise UserError(
+                f"{file} lists no {key} of {student.n_items} items", "one per item", f"train {folder} again"
+            )
     return StudentRecommender(student, catalogue["raw_ids"], catalogue["titles"])

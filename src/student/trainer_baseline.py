@@ -97,7 +97,14 @@ def fit(
         done, best, losses = Progress(), None, None
         selection = selection or Selection(data.splits["train"])
     else:
-        done, best, losses, selection = _restore(state, objective, optimizer, average)
+        try:
+            done, best, losses, selection = _restore(state, objective, optimizer, average)
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise UserError(
+                f"{path} does not fit this training: {type(e).__name__}: {str(e)[:300]}",
+                "the state that this version writes",
+                f"delete {path.parent} to train anew",
+            ) from e
         log.info("going on after epoch %d of %s", done.epoch, path)
     samples = Samples(data, selection, device)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective

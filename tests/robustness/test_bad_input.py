@@ -12,12 +12,13 @@ import pytest
 from src.core.data_utils import load_dataset
 from src.core.errors import UserError
 from tests.robustness.cases import Box, Case
+from tests.robustness.cases_artifacts import artifact_cases
 from tests.robustness.cases_config import config_cases
 from tests.robustness.cases_raw import raw_cases
 from tests.robustness.conftest import Artifacts
 from tests.robustness.raw_files import SOURCES, write
 
-CASES = [*raw_cases(), *config_cases()]
+CASES = [*raw_cases(), *config_cases(), *artifact_cases()]
 
 
 @pytest.mark.parametrize("reader", SOURCES)
