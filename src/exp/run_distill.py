@@ -16,6 +16,7 @@ def work(settings: Settings, run: Run) -> float | None:
     from src.core.teacher_store import TeacherStore
     from src.distill.trainer_distill import train_distilled
     from src.exp.record import done_before, record_student, store_note, training_folder
+    from src.exp.select import selected_samples
 
     if done_before(settings, run, settings.distill_fp):
         return None
@@ -33,6 +34,7 @@ def work(settings: Settings, run: Run) -> float | None:
             folder=folder,
             fingerprint=settings.distill_fp,
             run=run,
+            selection=selected_samples(settings, data),
         )
         run.write_times(distill_student_train_time=result.seconds)
         fields = {"store": str(store.folder), "note": store_note(store, data)}

@@ -12,13 +12,11 @@ if TYPE_CHECKING:
 
 
 def work(settings: Settings, run: Run) -> float | None:
-    from src.core.artifacts import is_complete, lock
     from src.core.data_utils import load_dataset
     from src.core.logging import get_logger
-    from src.core.teacher_store import TeacherStore, discard_partial
     from src.exp.record import StoreRanks, done_before, record, store_note
-    from src.teacher.export import export_store
-    from src.teacher.factory import build_teacher
+    from src.exp.select import selected_samples
+    from src.teacher.export import fill_store
     from src.teacher.quality import ensure_quality
 
     log = get_logger(__name__)
@@ -26,31 +24,19 @@ def work(settings: Settings, run: Run) -> float | None:
         return None
     data = load_dataset(settings.dataset)
     folder, config = settings.teacher_dir, settings.teacher
-    reused = is_complete(folder)
-    with lock(folder, log.info):
-        if is_complete(folder):
-            store = TeacherStore(folder, data.fingerprint)
-            discard_partial(folder)
-            log.info("teacher outputs with this fingerprint are there already: %s", folder)
-        else:
-            teacher = build_teacher(config, data)
-            trained = teacher.prepare(run)
-            store = export_store(teacher, data, config.export, config.seed, folder, trained)
-            quality = ensure_quality(
-                store,
-                data,
-                teacher.train_sample_ids(),
-                config.export,
-                config.seed,
-                getattr(config, "encoder", None),
-            )
-            log.info("quality of the teacher's rankings: %s/quality.md", quality)
+    selection = selected_samples(settings, data)
+    store, reused = fill_store(config, data, folder, run, None if selection is None else selection.sample_ids)
+    if run.main:
+        known, encoder = store.in_sample_ids(), getattr(config, "encoder", None)
+        quality = ensure_quality(store, data, known, config.export, config.seed, encoder)
+        log.info("quality of the teacher's rankings: %s/quality.md", quality)
     run.write_times(
         reused=reused,
         teacher_train_time_total=store.manifest["trained"]["train_seconds"],
         distill_teacher_export_time=store.manifest["export_seconds"],
     )
-    lengths = (store.top_k, store.top_k - data.max_history)
+    shorter = 0 if store.manifest["history_excluded"] else data.max_history
+    lengths = (store.top_k, store.top_k - shorter)
     valid, test = StoreRanks(store, data, "valid"), StoreRanks(store, data, "test")
     return record(
         run,

@@ -20,7 +20,12 @@ from src.core.metrics import METRICS, EvalConfig, is_metric
 from src.core.paths import teacher_output_dir
 from src.distill.config import ActiveConfig, DistillConfig
 from src.student.config import StudentConfig
-from src.teacher.config import TeacherConfig, build_teacher_config, teacher_fingerprint
+from src.teacher.config import (
+    TeacherConfig,
+    build_teacher_config,
+    encoder_fingerprint,
+    teacher_fingerprint,
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,23 @@ class Settings:
 
     @cached_property
     def teacher_fp(self) -> str:
-        return teacher_fingerprint(self.teacher, self.dataset_fp)
+        partial = self.teacher.export.samples == "active"
+        return teacher_fingerprint(self.teacher, self.dataset_fp, self.selection_fp if partial else None)
+
+    @cached_property
+    def selection_sources(self) -> dict[str, str]:
+        """What an offline selection looks at: the teacher's encoder, where it has one."""
+        encoder = getattr(self.teacher, "encoder", None)
+        if encoder is None:
+            return {}
+        return {"encoder": encoder_fingerprint(encoder, self.teacher.seed, self.dataset_fp)}
+
+    @cached_property
+    def selection_fp(self) -> str:
+        """Identity of the selection that decides which training samples the teacher ranks."""
+        from src.distill.selection_files import selection_fingerprint
+
+        return selection_fingerprint(self.active, self.dataset_fp, self.teacher.seed, self.selection_sources)
 
     @cached_property
     def baseline_fp(self) -> str:

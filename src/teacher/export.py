@@ -1,72 +1,235 @@
-"""From a prepared teacher to a finished store: which samples, shard by shard, then the manifest."""
+"""From settings to a finished store: which samples, which teacher ranks them, shard by shard, the manifest.
+
+Without folds one teacher, trained on all of train, ranks every sample. With `teacher.folds=n` the training
+rows come from n teachers, each trained without the users it ranks; validation and test rows and the item
+embeddings come from the teacher trained on all of train, as without folds.
+"""
 
 from __future__ import annotations
 
+import gc
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.core.artifacts import now
+from src.core.artifacts import is_complete, now, read_json, write_json
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.git_info import git_info
 from src.core.logging import get_logger
+from src.core.run import Run, Stopwatch
 from src.core.seed import numpy_stream
-from src.core.teacher_store import StoreWriter, TeacherStore
-from src.teacher.config import ExportConfig
+from src.core.teacher_store import StoreWriter, TeacherStore, discard_partial, locate
+from src.teacher.config import ExportConfig, TeacherConfig
+from src.teacher.factory import build_teacher
+from src.teacher.folds import split_folds
 from src.teacher.interfaces import Teacher
+from src.teacher.team import Team
 
+_GIB = 2**30
 log = get_logger(__name__)
 
 
-def export_ids(config: ExportConfig, seed: int, data: InteractionData) -> dict[str, np.ndarray]:
-    """Sample ids to rank, by split: a seeded share of train, all of valid and test."""
+def export_ids(
+    config: ExportConfig, seed: int, data: InteractionData, selected: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Sample ids to rank, by split: a seeded share of train (or `selected`), all of valid and test.
+
+    Raises:
+        UserError: selected samples that are not training samples, or a selection nobody made.
+    """
     train = data.splits["train"]
-    if config.train_share < 1.0:
+    if (selected is None) != (config.samples == "all"):
+        raise UserError(
+            f"teacher.export.samples={config.samples} {'without' if selected is None else 'with'} a selection",
+            "active with one, all without",
+            "teacher.export.samples",
+        )
+    if selected is not None:
+        foreign = ~np.isin(selected, train)
+        if foreign.any():
+            raise UserError(
+                f"selected sample {selected[foreign][0]} is no training sample",
+                "ids of the training split",
+                "active",
+            )
+        train = np.sort(np.asarray(selected, np.int64))
+    elif config.train_share < 1.0:
         count = max(1, round(config.train_share * len(train)))
         train = np.sort(numpy_stream(seed, "export").choice(train, size=count, replace=False))
     return {"train": train, "valid": data.splits["valid"], "test": data.splits["test"]}
 
 
-def export_store(
-    teacher: Teacher,
+def fill_store(
+    config: TeacherConfig,
     data: InteractionData,
-    config: ExportConfig,
-    seed: int,
     folder: Path,
-    trained: Mapping[str, Any],
-) -> TeacherStore:
-    """Rank every sample of `export_ids` and publish the store at `folder`.
+    run: Run | None,
+    selected: np.ndarray | None = None,
+) -> tuple[TeacherStore, bool]:
+    """The store at `folder`, and whether it was there already. Every process of a launch calls this.
 
     Args:
-        trained: what `Teacher.prepare` returned; `train_seconds` and the rest go into the manifest.
+        selected: training samples that get a row (`teacher.export.samples=active`).
 
     Raises:
-        UserError: `top_k` exceeds the catalogue.
+        UserError: settings that do not fit the data, rows that break the contract, or a full disk; finished
+            shards are kept.
     """
-    if config.top_k > data.n_items:
-        raise UserError(
-            f"teacher.export.top_k={config.top_k}", f"<= {data.n_items} items", "teacher.export.top_k"
+    team = Team.join(cpu=getattr(getattr(config, "train", None), "device", "cpu") == "cpu")
+    with team.lock(folder):
+        reused = team.agree(is_complete(folder))
+        if not reused:
+            _Export(config, data, folder, run, team).make(selected)
+    store = TeacherStore(folder, data.fingerprint)
+    if reused:
+        if team.main:
+            discard_partial(folder)
+        log.info("teacher outputs with this fingerprint are there already: %s", folder)
+    return store, reused
+
+
+class _Export:
+    """One store in the making."""
+
+    def __init__(
+        self, config: TeacherConfig, data: InteractionData, folder: Path, run: Run | None, team: Team
+    ):
+        self.config, self.export, self.data, self.folder = config, config.export, data, folder
+        self.run, self.team, self.folds = run, team, getattr(config, "folds", 1)
+        if self.export.top_k > data.n_items:
+            raise UserError(
+                f"teacher.export.top_k={self.export.top_k}",
+                f"<= {data.n_items} items",
+                "teacher.export.top_k",
+            )
+        self.forecast_given = False
+
+    def make(self, selected: np.ndarray | None) -> None:
+        ids = export_ids(self.export, self.config.seed, self.data, selected)
+        pieces: dict[str, dict[str, np.ndarray]] = {split: {split: i} for split, i in ids.items()}
+        held_out: dict[str, np.ndarray] = {}
+        if self.folds > 1:
+            parts = split_folds(self.data, self.folds, self.config.seed)
+            held_out = {f"train.fold{i + 1}of{self.folds}": part for i, part in enumerate(parts)}
+            wanted = {name: part[locate(ids["train"], part)[1]] for name, part in held_out.items()}
+            pieces["train"] = {name: part for name, part in wanted.items() if len(part)}
+        self.todo = sum(map(len, ids.values()))
+
+        teacher = build_teacher(self.config, self.data)
+        trained = dict(teacher.prepare(self.run))
+        # The writer comes after the teacher: only now the kind of its scores is sure.
+        self.writer = StoreWriter(self.folder, self.data.n_items, teacher.score_kind, self.export.shard_size)
+        embeddings, name = teacher.item_embeddings(), teacher.name
+        for split, own in pieces.items():
+            if split != "train" or self.folds == 1:
+                self._rank(teacher, split, split, own[split])
+        known = np.sort(teacher.train_sample_ids())
+        del teacher
+        if self.folds > 1:
+            rest = [p for p in held_out if p in pieces["train"]]
+            reports = [self._fold(p, pieces["train"][p], held_out[p]) for p in rest]
+            trained["train_seconds"] += sum(r["train_seconds"] for r in reports)
+            trained["folds"] = reports
+            known = np.setdiff1d(known, ids["train"])  # each row's own teacher did not see it
+
+        if not self.team.main:
+            self.team.wait_until(lambda: is_complete(self.folder), "the main process to finish the store")
+            return
+        for piece, samples in ((p, s) for own in pieces.values() for p, s in own.items()):
+            self.team.wait_until(
+                lambda p=piece, s=samples: self.writer.missing(p, s) == 0, f"the other processes' {piece}"
+            )
+        self._finish(name, ids, pieces, embeddings, known, trained)
+
+    def _fold(self, piece: str, samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+        """Rank a fold's samples by a teacher that was trained on the others; returns its training report."""
+        note = self.writer.partial / f"{piece}.json"
+        if self.team.agree(note.is_file() and self.writer.missing(piece, samples) == 0):
+            log.info("%s is done already", piece)
+            return read_json(note)
+        learned = np.setdiff1d(self.data.splits["train"], held_out)
+        log.info("%s: a teacher trained on %d samples ranks %d", piece, len(learned), len(samples))
+        gc.collect()  # one teacher in memory at a time
+        teacher = build_teacher(self.config, self.data, learned)
+        report = dict(teacher.prepare(self.run))
+        if np.isin(samples, teacher.train_sample_ids()).any():
+            raise RuntimeError(f"{piece}: the teacher was trained on rows that it has to rank")
+        self._rank(teacher, "train", piece, samples)
+        if self.team.main:
+            write_json(note, report)
+        return report
+
+    def _rank(self, teacher: Teacher, split: str, piece: str, samples: np.ndarray) -> None:
+        k, team = self.export.top_k, self.team
+        if not self.forecast_given and self.writer.missing(piece, samples):
+            self._forecast(teacher, split, samples)
+        log.info("%s ranks %d samples of %s", teacher.name, len(samples), piece)
+        self.writer.export(
+            piece, samples, lambda shard: teacher.rank(split, shard, k), (team.rank, team.size)
         )
-    ids = export_ids(config, seed, data)
-    writer = StoreWriter(folder, data.n_items, teacher.score_kind, config.shard_size)
-    for split, samples in ids.items():
-        log.info("%s ranks %d samples of %s", teacher.name, len(samples), split)
-        writer.export(split, samples, lambda shard, split=split: teacher.rank(split, shard, config.top_k))
-    train = teacher.train_sample_ids()
-    in_sample = {split: int(np.isin(samples, train).sum()) for split, samples in ids.items()}
-    fields = {
-        "dataset": data.name,
-        "dataset_fingerprint": data.fingerprint,
-        "teacher": teacher.name,
-        "teacher_fingerprint": folder.name,
-        "n_train_split": len(data.splits["train"]),
-        "in_sample": in_sample,
-        "git_commit": git_info()["commit"],
-        "created_at": now(),
-        "export_seconds": round(writer.seconds(ids), 3),
-        "trained": dict(trained),
-    }
-    return writer.finish(ids, teacher.item_embeddings(), fields)
+
+    def _forecast(self, teacher: Teacher, split: str, samples: np.ndarray) -> None:
+        """Time a first batch; say what the export will take, and refuse a disk that cannot hold it."""
+        self.forecast_given = True
+        need = forecast_bytes(self.todo, self.export.top_k, 0)
+        free = shutil.disk_usage(self.writer.partial).free
+        # Shards and the joined files lie side by side for a moment.
+        if 2 * need > free:
+            raise UserError(
+                f"{free / _GIB:.2f} GiB free at {self.folder.parent}",
+                f"{2 * need / _GIB:.2f} GiB for {self.todo} rows and their shards",
+                "the disk, teacher.export.top_k or teacher.export.train_share",
+            )
+        teacher.rank(split, samples[:1], self.export.top_k)  # what only the first call does
+        batch = samples[: self.export.batch_size]
+        watch = Stopwatch()
+        teacher.rank(split, batch, self.export.top_k)
+        rate = len(batch) / max(watch.seconds(), 1e-9) * self.team.size
+        log.info(
+            "forecast: %d samples, K=%d: %.3f GiB on disk, %.2f hours at %.1f samples/s (first batch of %d, %d process(es))",
+            self.todo,
+            self.export.top_k,
+            need / _GIB,
+            self.todo / rate / 3600,
+            rate,
+            len(batch),
+            self.team.size,
+        )
+
+    def _finish(
+        self,
+        name: str,
+        ids: Mapping[str, np.ndarray],
+        pieces: Mapping[str, Mapping[str, np.ndarray]],
+        embeddings: np.ndarray,
+        known: np.ndarray,
+        trained: Mapping[str, Any],
+    ) -> None:
+        in_sample = {split: samples[locate(known, samples)[1]] for split, samples in ids.items()}
+        export = self.export
+        fields = {
+            "dataset": self.data.name,
+            "dataset_fingerprint": self.data.fingerprint,
+            "teacher": name,
+            "teacher_fingerprint": self.folder.name,
+            "ranking": getattr(export, "ranking", None),
+            # Such lists hold no history items: their length counts for both conventions of evaluation.
+            "history_excluded": getattr(export, "ranking", None) == "rerank" and export.exclude_history,
+            "folds": self.folds,
+            "n_train_split": len(self.data.splits["train"]),
+            "in_sample": {split: len(samples) for split, samples in in_sample.items()},
+            "git_commit": git_info()["commit"],
+            "created_at": now(),
+            "export_seconds": round(self.writer.seconds(pieces), 3),
+            "trained": dict(trained),
+        }
+        self.writer.finish(pieces, embeddings, fields, in_sample)
+
+
+def forecast_bytes(rows: int, top_k: int, embedding_floats: int) -> int:
+    """Bytes of a store: ids, rankings, scores, target scores, in-sample marks, and the item embeddings."""
+    return rows * (8 + top_k * 8 + 4 + 1) + embedding_floats * 4

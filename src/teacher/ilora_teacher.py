@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from src.core.artifacts import is_complete, lock
+from src.core.artifacts import is_complete
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
@@ -28,6 +28,7 @@ from src.teacher.prompts import PromptBuilder
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
 from src.teacher.ranking.base import Context, check_adapter
 from src.teacher.samples import SampleSource
+from src.teacher.team import Team
 from src.teacher.tiny_llm import tiny_llm_folder
 from src.teacher.trainer import TeacherTrainer
 
@@ -53,12 +54,14 @@ class IloraTeacher:
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
         """Build everything; train unless a teacher of this fingerprint is there."""
+        team = Team.join(cpu=self.config.train.device == "cpu")  # its timeout holds for the accelerator too
         self.accelerator = self._accelerator()
         self.load()
-        with lock(self.folder, log.info):
-            reused = is_complete(self.folder)
+        with team.lock(self.folder):
+            reused = team.agree(is_complete(self.folder))
             if not reused:
                 self._train(run)
+                team.agree(True)  # the others wait until the main process has saved
             manifest = load_teacher(self.folder, self.model, fingerprint=self.fingerprint)
             if self.accelerator.is_main_process:  # the checkpoint, also one that a kill left
                 shutil.rmtree(work_dir("teacher", self.fingerprint), ignore_errors=True)
@@ -75,7 +78,7 @@ class IloraTeacher:
         folder = None
         if config.llm.tiny is not None:
             folder = tiny_llm_folder(
-                config.llm.tiny, config.prompt, data, config.seed, self.accelerator.device
+                config.llm.tiny, config.prompt, data, config.seed, self.accelerator.device, self.subset
             )
         llm = load_llm(config.llm, folder)
         self.llm_seconds = watch.seconds()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +36,29 @@ log = get_logger(__name__)
 
 
 def tiny_llm_folder(
-    config: TinyLLMConfig, prompt: PromptConfig, data: InteractionData, seed: int, device: torch.device
+    config: TinyLLMConfig,
+    prompt: PromptConfig,
+    data: InteractionData,
+    seed: int,
+    device: torch.device,
+    train_ids: np.ndarray | None = None,
 ) -> Path:
-    """The folder of the embedded model for these settings, made now if it is not there."""
-    fp = fingerprint(
-        {
-            "version": FORMAT_VERSION,
-            "dataset": data.fingerprint,
-            "tiny": determining(config),
-            "prompt": determining(prompt),
-            "seed": seed,
-        }
-    )
+    """The folder of the embedded model for these settings, made now if it is not there.
+
+    Args:
+        train_ids: samples whose text it may read (a fold leaves some out); None: the training split.
+    """
+    parts = {
+        "version": FORMAT_VERSION,
+        "dataset": data.fingerprint,
+        "tiny": determining(config),
+        "prompt": determining(prompt),
+        "seed": seed,
+    }
+    if train_ids is not None:
+        parts["train_ids"] = train_ids.tolist()
+        data = replace(data, splits={**data.splits, "train": train_ids})
+    fp = fingerprint(parts)
     folder = model_dir(data.name, "tiny_llm", fp)
     with lock(folder, log.info):
         if not is_complete(folder):
