@@ -29,6 +29,13 @@ def markdown(table: pd.DataFrame, digits: int = 4) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def _upright(table: pd.DataFrame) -> pd.DataFrame:
+    """Models as columns, metrics and times (seconds) as rows: there are many more metrics than models."""
+    upright = table.set_index("model").T.rename_axis("metric").reset_index()
+    upright.columns.name = None
+    return upright
+
+
 def headline(table: pd.DataFrame, metrics: tuple[str, ...]) -> str:
     """The short table for the terminal: compared metrics and times (seconds)."""
     times = {name: f"{name} [s]" for name in TIMES if name in table}
@@ -72,7 +79,7 @@ def write_report(
         notes(rows),
     ]
     for convention, table in tables.items():
-        text += [f"\n## Test, {convention.replace('_', ' ')}\n", markdown(table)]
+        text += [f"\n## Test, {convention.replace('_', ' ')}\n", markdown(_upright(table))]
         _csv(folder / "metrics" / f"table_{convention}.csv", table)
     text += ["\n## Paired differences (b - a), interval bootstrapped over users\n", markdown(pairs)]
     _csv(folder / "metrics" / "differences.csv", pairs)
