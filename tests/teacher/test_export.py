@@ -1,0 +1,283 @@
+"""Filling a store: resume, processes, partial export, and what is refused before or while it is written."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from src.core import teacher_store
+from src.core.artifacts import sha256_file
+from src.core.errors import Interrupted, UserError
+from src.core.paths import ROOT
+from src.core.teacher_store import TeacherRows, TeacherStore
+from src.teacher import export as export_module
+from src.teacher.export import export_ids, fill_store
+from src.teacher.factory import build_teacher
+from tests.teacher.conftest import compose_teacher
+from tests.teacher.test_folds import files
+
+KNN = ("teacher=knn", "teacher.export.top_k=10", "teacher.export.shard_size=100")
+
+
+def test_the_forecast_comes_before_the_first_shard(demo_data, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        store, _ = fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
+    lines = [r.getMessage() for r in caplog.records]
+    forecast = next(i for i, line in enumerate(lines) if line.startswith("forecast:"))
+    n = sum(map(len, demo_data.splits.values()))
+    assert f"forecast: {n} samples, K=10" in lines[forecast] and "hours at" in lines[forecast]
+    assert forecast < next(i for i, line in enumerate(lines) if "ranks" in line)
+    # the bytes of the forecast are those of the files, but for headers, embeddings and the manifest
+    size = sum(p.stat().st_size for p in store.folder.rglob("*.npy"))
+    assert abs(size - export_module.forecast_bytes(n, 10, 0)) <= 3 * 5 * 128
+
+
+def test_an_interrupted_export_goes_on_to_the_same_bytes(trained, demo_data, tmp_path, monkeypatch):
+    """The LLM teacher with `rerank`; only the shards that are missing are ranked again."""
+    teacher, _ = trained
+    config = replace(
+        teacher.config,
+        export=replace(teacher.config.export, ranking="rerank", pool=12, top_k=5, shard_size=150),
+    )
+    whole, _ = fill_store(config, demo_data, tmp_path / "whole", None)
+    ranked: list[int] = []
+    real = export_module.build_teacher
+
+    def stopping(*args):
+        made = real(*args)
+        rank = made.rank
+
+        def stop(split, ids, k):
+            if len(ranked) == 5:
+                raise Interrupted(15)
+            ranked.append(len(ids))
+            return rank(split, ids, k)
+
+        made.rank = stop
+        return made
+
+    monkeypatch.setattr(export_module, "build_teacher", stopping)
+    with pytest.raises(Interrupted):
+        fill_store(config, demo_data, tmp_path / "parted", None)
+    monkeypatch.setattr(export_module, "build_teacher", real)
+    store, _ = fill_store(config, demo_data, tmp_path / "parted", None)
+    assert files(store.folder) == files(whole.folder)
+    assert store.score_kind == "log_likelihood" and store.manifest["history_excluded"]
+    again, reused = fill_store(config, demo_data, tmp_path / "parted", None)
+    assert reused and again.manifest == store.manifest
+
+
+def test_a_distance_teacher_end_to_end(trained, demo_data, tmp_path):
+    teacher, _ = trained
+    embedding = replace(teacher.config.export.embedding, source="text")
+    export = replace(
+        teacher.config.export, ranking="grounding", beams=1, top_k=20, embedding=embedding, max_new_tokens=8
+    )
+    export = replace(export, train_share=0.05)
+    store, _ = fill_store(replace(teacher.config, export=export), demo_data, tmp_path / "fp", None)
+    assert store.score_kind == "distance" and store.manifest["ranking"] == "grounding"
+    rows = store.rows("test")  # checks the order for this kind
+    listed = rows.rankings == demo_data.targets(rows.sample_ids)[:, None]
+    np.testing.assert_array_equal(rows.scores[listed], rows.target_scores[listed.any(axis=1)])
+    assert store.item_embeddings().shape == (demo_data.n_items + 1, 32)
+
+
+def test_bigrec_profile_is_plain_lora_on_1024_rows(demo_data):
+    config = compose_teacher("teacher=bigrec")
+    assert (config.lora.rank, config.lora.alpha, config.lora.experts) == (8, 16.0, 1)
+    assert (config.train.samples, config.train.batch_size) == (1024, 128)
+    assert config.prompt.candidates == 0 and config.prompt.mode == "text"
+    teacher = build_teacher(config, demo_data)
+    assert teacher.name == "bigrec" and teacher.score_kind == "distance"
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_of_one_launch_make_the_same_store(processes, tmp_path):
+    """`accelerate launch` on CPU: a teacher with two folds, the encoder trained on the way."""
+    overrides = [
+        "dataset.demo.users=60", "dataset.demo.items=40", "dataset.demo.groups=4",
+        "dataset.demo.interactions_per_user=8", "teacher=sasrec", "teacher.encoder.max_epochs=1",
+        "teacher.encoder.width=16", "teacher.folds=2", "teacher.export.top_k=20", "teacher.export.shard_size=40",
+    ]  # fmt: skip
+    stores = {}
+    for count in (1, processes):
+        root = tmp_path / str(count)
+        env = {**os.environ, "ANYO_DATA_ROOT": str(root / "data"), "ANYO_RESULT_ROOT": str(root / "result")}
+        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        launcher = [
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes",
+            str(count),
+            "--num_machines",
+            "1",
+        ]
+        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        command = [sys.executable, *(launcher if count > 1 else []), "-m", "src.exp.run_teacher", *overrides]
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"{count} process(es)" in done.stderr
+        (manifest,) = (root / "data" / "teacher_outputs").glob("*/*/*[!y]/manifest.json")
+        stores[count] = manifest.parent
+        assert len(list((root / "result").glob("result_*"))) == 1
+        assert not list(manifest.parent.parent.glob("*.partial"))
+    assert stores[1].name == stores[processes].name
+    assert files(stores[1]) == files(stores[processes])
+
+
+def test_partial_export(demo_data, tmp_path):
+    config = compose_teacher(*KNN, "teacher.export.samples=active")
+    chosen = demo_data.splits["train"][[3, 5, 200, 201]]
+    store, _ = fill_store(config, demo_data, tmp_path / "fp", None, chosen[::-1])
+    assert store.manifest["n_samples"]["train"] == 4
+    np.testing.assert_array_equal(store.rows("train").sample_ids, chosen)
+    np.testing.assert_array_equal(store.rows("test").sample_ids, demo_data.splits["test"])
+    foreign = np.append(chosen, demo_data.splits["test"][0])
+    with pytest.raises(UserError, match="is no training sample"):
+        export_ids(config.export, 1, demo_data, foreign)
+    with pytest.raises(UserError, match="samples=active without a selection"):
+        fill_store(config, demo_data, tmp_path / "other", None)
+    with pytest.raises(UserError, match="samples=all with a selection"):
+        fill_store(compose_teacher(*KNN), demo_data, tmp_path / "other", None, chosen)
+
+
+class TestRefusals:
+    def test_a_disk_too_small_for_the_forecast(self, demo_data, tmp_path, monkeypatch):
+        usage = namedtuple("usage", "total used free")(10**6, 0, 5_000)
+        monkeypatch.setattr(export_module.shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(UserError, match=r"0.00 GiB free at .*; expected .* GiB for \d+ rows"):
+            fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
+
+    @pytest.mark.parametrize("where", ["shard", "finish"])
+    def test_a_disk_that_fills_up_loses_nothing_finished(self, demo_data, tmp_path, monkeypatch, where):
+        config = compose_teacher(*KNN)
+        whole, _ = fill_store(config, demo_data, tmp_path / "whole", None)
+        name, calls = ("save_npy", 22) if where == "shard" else ("publish", 12)
+        real, seen = getattr(teacher_store, name), []
+
+        def full(*args, **kwargs):
+            seen.append(args)
+            if len(seen) > calls:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*args, **kwargs)
+
+        if where == "finish":  # the shards are done; the joined store does not fit
+            calls = sum(1 for s in demo_data.splits.values() for _ in range(0, len(s), 100))
+        monkeypatch.setattr(teacher_store, name, full)
+        with pytest.raises(UserError, match=r"no space left for .*finished shards are kept"):
+            fill_store(config, demo_data, tmp_path / "fp", None)
+        monkeypatch.undo()
+        assert not (tmp_path / "fp").exists()
+        done = list((tmp_path / "fp.partial").glob("*/[!.]*/manifest.json"))
+        assert len(done) == (5 if where == "shard" else calls)
+        assert not list((tmp_path / "fp.partial").glob("*/.*")), "what did not fit gives its room back"
+        store, _ = fill_store(config, demo_data, tmp_path / "fp", None)
+        assert files(store.folder) == files(whole.folder)
+
+    def test_a_truncated_shard_is_named(self, demo_data, tmp_path, monkeypatch):
+        config = compose_teacher(*KNN)
+        real = export_module.StoreWriter.finish
+
+        def cut(self, *args):
+            shard = sorted((self.partial / "train").glob("[!.]*"))[1]
+            with open(shard / "scores.npy", "r+b") as f:
+                f.truncate(100)
+            return real(self, *args)
+
+        monkeypatch.setattr(export_module.StoreWriter, "finish", cut)
+        with pytest.raises(UserError, match=r"scores.npy does not have the hash of its manifest.*delete"):
+            fill_store(config, demo_data, tmp_path / "fp", None)
+
+    @pytest.mark.parametrize("what", ["scores", "target_scores", "embeddings"])
+    def test_values_that_are_not_finite(self, demo_data, tmp_path, monkeypatch, what):
+        config, real = compose_teacher(*KNN), export_module.build_teacher
+
+        def broken(*args):
+            teacher = real(*args)
+            rank, table = teacher.rank, teacher.item_embeddings
+            if what == "embeddings":
+
+                def spoilt():
+                    out = table()
+                    out[7] = np.nan
+                    return out
+
+                teacher.item_embeddings = spoilt
+                return teacher
+
+            def spoilt_rank(split, ids, k):
+                rows = rank(split, ids, k)
+                getattr(rows, what)[-1] = np.nan
+                return rows
+
+            teacher.rank = spoilt_rank
+            return teacher
+
+        monkeypatch.setattr(export_module, "build_teacher", broken)
+        expected = (
+            "embedding of item 7 is not finite" if what == "embeddings" else f"{what} of sample .* not finite"
+        )
+        with pytest.raises(UserError, match=expected):
+            fill_store(config, demo_data, tmp_path / "fp", None)
+        assert not (tmp_path / "fp").exists()
+
+    def test_a_list_longer_than_the_catalogue(self, demo_data, tmp_path):
+        with pytest.raises(UserError, match=r"teacher.export.top_k=1000; expected <= \d+ items"):
+            fill_store(
+                compose_teacher("teacher=knn", "teacher.export.top_k=1000"), demo_data, tmp_path / "fp", None
+            )
+
+    def test_a_store_of_another_dataset(self, demo_data, tmp_path):
+        fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
+        with pytest.raises(UserError, match="dataset_fingerprint is .*; expected 'other'"):
+            fill_store(compose_teacher(*KNN), replace(demo_data, fingerprint="other"), tmp_path / "fp", None)
+
+
+def test_rows_do_not_depend_on_the_shards(trained, demo_data, tmp_path):
+    """Several shard sizes: the same rankings; scores within float32 rounding."""
+    teacher, _ = trained
+    stores = []
+    for size in (37, 400):
+        export = replace(
+            teacher.config.export, ranking="rerank", pool=12, top_k=5, shard_size=size, train_share=0.1
+        )
+        config = replace(teacher.config, export=export)
+        stores.append(fill_store(config, demo_data, tmp_path / str(size), None)[0])
+    a, b = (s.rows("test") for s in stores)
+    np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
+
+
+def test_the_store_is_closed_to_rows_of_others(tmp_path):
+    writer = teacher_store.StoreWriter(tmp_path / "s", 9, "distance", 4)
+
+    def swapped(ids):
+        return TeacherRows(ids[::-1].copy(), np.tile(np.int32([1, 2]), (len(ids), 1)), np.zeros((len(ids), 2), np.float32), np.zeros(len(ids), np.float32))  # fmt: skip
+
+    with pytest.raises(RuntimeError, match="rows of other samples"):
+        writer.export("train", np.arange(8), swapped)
+
+
+def test_hashes_of_a_copy(demo_data, tmp_path):
+    store, _ = fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
+    shutil.copytree(store.folder, tmp_path / "copy")
+    TeacherStore(tmp_path / "copy", demo_data.fingerprint)
+    marks = tmp_path / "copy" / "train" / "in_sample.npy"
+    before = sha256_file(marks)
+    blob = bytearray(marks.read_bytes())
+    blob[-1] ^= 1
+    marks.write_bytes(blob)
+    assert sha256_file(marks) != before
+    with pytest.raises(UserError, match="in_sample.npy does not have the hash"):
+        TeacherStore(tmp_path / "copy", demo_data.fingerprint)
