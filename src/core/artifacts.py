@@ -24,6 +24,7 @@ import numpy as np
 from src.core.errors import UserError
 
 MANIFEST = "manifest.json"
+_OWN_HASH = "sha256"
 
 
 def fingerprint(payload: Any) -> str:
@@ -136,10 +137,16 @@ def publish(tmp: Path, path: Path) -> None:
 
 
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Write `manifest.json` with `fields` and the SHA-256 of every other file below `folder`."""
+    """Write `manifest.json` with `fields`, the SHA-256 of every other file below `folder`, and its own."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     files = {name: sha256_file(folder / name) for name in names if name != MANIFEST}
-    write_json(folder / MANIFEST, {**fields, "files": files})
+    body = {**{k: v for k, v in fields.items() if k != _OWN_HASH}, "files": files}
+    write_json(folder / MANIFEST, {**body, _OWN_HASH: _hash_of(body)})
+
+
+def _hash_of(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_complete(folder: Path) -> bool:
@@ -168,6 +175,9 @@ def load_manifest(folder: Path, expect: Mapping[str, Any], fix: str) -> dict[str
             raise UserError(
                 f"{file} does not have the hash of its manifest", digest, f"delete {folder}, or {fix}"
             )
+    own = manifest.pop(_OWN_HASH, None)
+    if own is not None and own != _hash_of(manifest):
+        raise UserError(f"{folder / MANIFEST} was changed", f"the hash {own}", f"delete {folder}, or {fix}")
     return manifest
 
 

@@ -113,6 +113,7 @@ def test_other_k_catalogue_and_width(tmp_path: Path, small_data: InteractionData
     with pytest.raises(UserError, match="over 30 items; expected 31"):
         teacher_item_vectors(store, larger, make_settings("distill", "dllm2rec"), 0)
     manifest = read_json(store.folder / "manifest.json")
+    del manifest["sha256"]
     write_json(store.folder / "manifest.json", {**manifest, "embedding_dim": 64})
     other = TeacherStore(store.folder, small_data.fingerprint)
     with pytest.raises(UserError, match="width 12; expected embedding_dim 64"):
@@ -126,6 +127,7 @@ def test_distances_declared_as_log_likelihoods(tmp_path: Path, small_data: Inter
     train = small_data.splits["train"]
     store = make_store(tmp_path / "s", small_data, make_rows(small_data, train, 6))
     manifest = read_json(store.folder / "manifest.json")
+    del manifest["sha256"]
     write_json(store.folder / "manifest.json", {**manifest, "score_kind": "log_likelihood"})
     with pytest.raises(UserError, match="not best first for score_kind=log_likelihood"):
         join_rows(TeacherStore(store.folder, small_data.fingerprint), small_data, 5)

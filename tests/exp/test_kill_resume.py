@@ -29,7 +29,7 @@ OVERRIDES = (
 )
 STAGES = ("run_teacher", "run_student_baseline", "run_distill")
 # Of a manifest, what tells of the run and not of the result.
-OF_THE_RUN = ("created_at", "export_seconds", "trained", "git_commit")
+OF_THE_RUN = ("created_at", "export_seconds", "trained", "git_commit", "sha256")
 
 
 def run(

@@ -24,6 +24,7 @@ def _edit(file: str, change: Callable[[dict], object]) -> Damage:
     def damage(folder: Path) -> None:
         path = folder / file
         value = json.loads(path.read_text())
+        value.pop("sha256", None)  # a manifest's own hash would show the change first
         path.write_text(json.dumps(change(value) or value))
 
     return damage
@@ -262,7 +263,10 @@ def _students() -> Iterator[Case]:
     yield sealed("a list", _text("student.json", "[1]"), "student.json holds a list")
     yield sealed("no titles", _edit("catalogue.json", lambda c: c.pop("titles") and None), "catalogue.json")
     yield sealed(
-        "an item less", _edit("catalogue.json", lambda c: c["raw_ids"].pop() and None), "catalogue.json", "30"
+        "an item less",
+        _edit("catalogue.json", lambda c: c["raw_ids"].pop() and None),
+        "catalogue.json",
+        "29 items",
     )
 
 
