@@ -65,6 +65,27 @@ def test_scores_of_a_sample_do_not_depend_on_its_batch(trained, demo_data):
         assert np.abs(scores(size, order) - reference).max() <= 1e-5
 
 
+def test_fused_scores_are_the_normalised_log_linear_mix(trained, demo_data):
+    teacher, _ = trained
+    ids = demo_data.splits["test"][:9]
+    items = item_vectors(teacher.model, teacher.source, True)
+
+    def scores(share: float) -> torch.Tensor:
+        out = torch.empty(len(ids), demo_data.n_items)
+        for rows, log_p in catalogue_scores(
+            teacher.model, teacher.source, ids, items, hybrid=True, batch_size=4, fuse_sasrec=share
+        ):
+            out[rows] = log_p
+        return out
+
+    llm = scores(0.0)
+    sasrec = teacher.encoder.log_probabilities(demo_data.histories(ids))
+    mixed = 0.7 * llm + 0.3 * sasrec
+    expected = mixed - torch.log(mixed.exp().sum(1, keepdim=True))
+    torch.testing.assert_close(scores(0.3), expected, atol=1e-5, rtol=1e-5)
+    assert (llm - expected).abs().max() > 1e-3
+
+
 def test_padding_and_what_follows_the_prefix_do_not_reach_the_readout(trained, demo_data):
     teacher, _ = trained
     model, builder = teacher.model, teacher.builder
