@@ -1,5 +1,7 @@
 """The processes of one `accelerate launch`: who is who, and what they have to agree on.
 
+Without GPUs `accelerate launch --multi_gpu --num_processes 2` (or `torchrun --nproc-per-node 2`) starts several
+processes all the same; `--cpu` starts one, unless there is MPI.
 Long waits go by files (`wait_until`), so that no collective call times out while one process trains.
 """
 
@@ -40,10 +42,13 @@ class Team:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls(0, 1)
+        import torch
         from accelerate import PartialState
 
         # The main process may wait for the lock of another launch: that takes what it takes.
-        state = PartialState(cpu=cpu, timeout=timedelta(days=30))
+        state = PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=timedelta(days=30))
+        if state.num_processes != size:
+            raise RuntimeError(f"WORLD_SIZE={size}, but the process group has {state.num_processes}")
         return cls(state.process_index, state.num_processes)
 
     @property

@@ -112,11 +112,11 @@ def test_processes_of_one_launch_make_the_same_store(processes, tmp_path):
     for count in (1, processes):
         root = tmp_path / str(count)
         env = {**os.environ, "ANYO_DATA_ROOT": str(root / "data"), "ANYO_RESULT_ROOT": str(root / "result")}
-        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         launcher = [
             "-m",
             "accelerate.commands.launch",
-            "--cpu",
+            "--multi_gpu",
             "--num_processes",
             str(count),
             "--num_machines",
