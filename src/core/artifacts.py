@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def save_npy(path: Path, array: np.ndarray) -> None:
+    # Given the file itself, NumPy writes through a C stream of its own and does not notice when closing it
+    # fails: on a full disk the file would be short without an error.
     with writing(path) as tmp, open(tmp, "wb") as f:
-        np.save(f, array, allow_pickle=False)
+        np.lib.format.write_array(SimpleNamespace(write=f.write), np.asarray(array), allow_pickle=False)
 
 
 def load_npy(path: Path, mmap: bool = False) -> np.ndarray:

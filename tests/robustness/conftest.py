@@ -18,6 +18,12 @@ from src.core.teacher_store import StoreWriter, TeacherRows, TeacherStore
 from tests.conftest import make_dataset_config
 from tests.exp.conftest import stage  # noqa: F401  (a fixture)
 
+DEMO = (
+    "dataset.demo.users=40",
+    "dataset.demo.items=30",
+    "dataset.demo.groups=3",
+    "dataset.demo.interactions_per_user=8",
+)
 D = 4  # width of the item vectors
 K = 10
 
@@ -100,13 +106,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifacts]:
     root = tmp_path_factory.mktemp("artifacts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYO_DATA_ROOT", str(root / "data"))
-        config = make_dataset_config(
-            "demo",
-            "dataset.demo.users=40",
-            "dataset.demo.items=30",
-            "dataset.demo.groups=3",
-            "dataset.demo.interactions_per_user=8",
-        )
+        config = make_dataset_config("demo", *DEMO)
         data = load_dataset(config)
         dataset = processed_dir(data.name, data.fingerprint)
     store, student, selection = root / "store", root / "student", root / "selection"
