@@ -54,7 +54,7 @@ class IloraTeacher:
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
         """Build everything; train unless a teacher of this fingerprint is there."""
-        team = Team.join(cpu=self.config.train.device == "cpu")  # its timeout holds for the accelerator too
+        team = self._team()  # before the accelerator, for which its timeout holds too
         self.accelerator = self._accelerator()
         self.load()
         with team.lock(self.folder):
@@ -77,14 +77,16 @@ class IloraTeacher:
         self.encoder_seconds, watch = watch.seconds(), Stopwatch()
         folder = None
         if config.llm.tiny is not None:
-            folder = tiny_llm_folder(
-                config.llm.tiny, config.prompt, data, config.seed, self.accelerator.device, self.subset
-            )
+            with self._team().main_first():  # Hugging Face writes a model in the main process only
+                folder = tiny_llm_folder(
+                    config.llm.tiny, config.prompt, data, config.seed, self.accelerator.device, self.subset
+                )
         llm = load_llm(config.llm, folder)
         self.llm_seconds = watch.seconds()
         self._check(llm.bidirectional)
         self.builder = PromptBuilder(config.prompt, llm.tokenizer, data.titles, llm.context, config.seed)
-        self.source = SampleSource(data, self.builder, self.encoder)
+        prior = config.objective.item > 0 and config.objective.prior == "sasrec"
+        self.source = SampleSource(data, self.builder, self.encoder, prior)
         self.llm_identity = llm.identity
         seed_everything(config.seed, "teacher_init")
         counts = np.bincount(data.targets(self.learnable_ids()), minlength=data.n_items + 1)
@@ -158,6 +160,9 @@ class IloraTeacher:
         }
         if self.accelerator.is_main_process:
             save_teacher(self.folder, self.model, fields)
+
+    def _team(self) -> Team:
+        return Team.join(cpu=self.config.train.device == "cpu")
 
     def _accelerator(self) -> Accelerator:
         train = self.config.train

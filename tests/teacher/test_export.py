@@ -125,7 +125,14 @@ def test_processes_of_one_launch_make_the_same_store(processes, tmp_path):
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
         command = [sys.executable, *(launcher if count > 1 else []), "-m", "src.exp.run_teacher", *overrides]
         done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False
+            command,
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"{count} process(es)" in done.stderr
