@@ -1,0 +1,185 @@
+"""Speed and memory of the teacher's export; ratios come from one run, on the same machine.
+
+    python -m benchmarks.teacher_export                         # all three parts, demo data
+    python -m benchmarks.teacher_export --part methods --raw ../shared/data/ml-100k
+
+prefix: `rerank` with one shared prefill against one text per title (20 titles of 8 tokens, no shared beginnings,
+    behind 250 tokens); required >= 8x. methods: samples/s of every ranking method with the embedded LLM's sizes
+    (weights are not trained: speed does not depend on them). memory: peak RSS of 1,000,000 samples of a stub
+    teacher; required <= 1 GiB above the process before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from src.core.config import build_or_raise
+from src.core.data_utils import DatasetConfig, load_dataset
+from src.core.logging import get_logger, setup_logging
+from src.core.paths import CONF
+from src.core.teacher_store import StoreWriter, TeacherRows
+from src.teacher.config import IloraConfig, build_teacher_config
+
+log = get_logger("benchmark")
+
+
+def composed(*overrides: str) -> tuple[DatasetConfig, IloraConfig]:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        groups = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    problems: list[str] = []
+    teacher = build_teacher_config(groups["teacher"], "teacher", problems)
+    if problems:
+        raise SystemExit(" | ".join(problems))
+    return build_or_raise(DatasetConfig, groups["dataset"], "dataset"), teacher
+
+
+def prefix(hidden: int, layers: int, rounds: int) -> float:
+    """Times naive and shared scoring of the same titles; returns the ratio of their best times."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from src.teacher.ilora_model import IloraModel
+    from src.teacher.llm import LoadedLLM
+    from src.teacher.prompts import Example, collate
+    from src.teacher.ranking.prefix import SharedPrefix
+    from src.teacher.ranking.tree import TitleTree, naive_scores, tree_scores
+
+    torch.manual_seed(0)
+    llm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=4096, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
+            num_attention_heads=hidden // 32, num_key_value_heads=hidden // 32, max_position_embeddings=512,
+        )  # fmt: skip
+    ).requires_grad_(False)
+    _, config = composed()
+    counts = torch.ones(101, dtype=torch.long)
+    model = IloraModel(config, LoadedLLM(llm, None, False, 512, {}), torch.randn(101, 64), counts).eval()
+    rng = np.random.default_rng(0)
+    prompt = Example(rng.integers(3, 4096, 250), np.empty(0, np.int64), 250, 250)
+    titles = [np.array([3 + i, *rng.integers(3, 4096, 7)]) for i in range(20)]
+    gate = torch.full((1, config.lora.experts), 1.0 / config.lora.experts)
+
+    def shared() -> np.ndarray:
+        with model.gates.use(gate):
+            return tree_scores(SharedPrefix(model, collate([prompt]), True), [TitleTree.of(titles)])[0]
+
+    def naive() -> np.ndarray:
+        return naive_scores(model, [prompt], [titles], gate, True)[0]
+
+    best = {"shared": np.inf, "naive": np.inf}
+    with torch.no_grad():
+        difference = np.abs(shared() - naive()).max()
+        for _ in range(rounds):  # turn by turn: other load on the machine hits both
+            for name, call in (("naive", naive), ("shared", shared)):
+                started = time.perf_counter()
+                call()
+                best[name] = min(best[name], time.perf_counter() - started)
+    ratio = best["naive"] / best["shared"]
+    log.info(
+        "prefix: hidden %d, %d layers, %d thread(s): naive %.1f ms, shared %.1f ms per sample, ratio %.1fx, "
+        "largest difference of scores %.1e",
+        hidden, layers, torch.get_num_threads(), 1e3 * best["naive"], 1e3 * best["shared"], ratio, difference,
+    )  # fmt: skip
+    return ratio
+
+
+def methods(raw: str | None, samples: int) -> None:
+    """samples/s of every method: one thread count, one untrained teacher, the same samples."""
+    from src.teacher.ilora_teacher import IloraTeacher
+    from src.teacher.ranking import make_ranker
+    from src.teacher.ranking.base import Context
+
+    dataset = ["dataset=movielens", f"dataset.raw_dir={Path(raw).resolve()}"] if raw else ["dataset=demo"]
+    data_config, config = composed(
+        *dataset, "teacher.llm.tiny.epochs=0", "teacher.encoder.max_epochs=1", "teacher.prompt.candidates=20"
+    )
+    data = load_dataset(data_config)
+    teacher = IloraTeacher(config, data)
+    teacher.accelerator = teacher._accelerator()
+    teacher.load()
+    teacher.model.eval()
+    for ranking, options, n in (
+        ("hidden", {}, samples),
+        ("rerank", {"pool": 20}, samples),
+        ("grounding", {"beams": 1}, samples // 4),
+        ("grounding", {"beams": 4}, samples // 4),
+        ("trie", {"beams": 20}, samples // 8),
+        ("exact", {}, samples // 32),
+    ):
+        export = replace(config.export, ranking=ranking, batch_size=32, **options)
+        ranker = make_ranker(Context(teacher.model, teacher.source, export, True, 1))
+        ids = data.splits["test"][: max(n, 4)]
+        ranker.rank(ids[:2], 10)
+        started = time.perf_counter()
+        ranker.rank(ids, 10)
+        rate = len(ids) / (time.perf_counter() - started)
+        log.info(
+            "methods: %s, %d items, %s %s: %.1f samples/s (%d samples); 100,000 samples: %.1f hours",
+            data.name, data.n_items, ranking, options, rate, len(ids), 1e5 / rate / 3600,
+        )  # fmt: skip
+
+
+def memory(samples: int, top_k: int) -> float:
+    """Peak RSS in GiB above the process before the export."""
+    n_items = 20_000
+
+    def rank(ids: np.ndarray) -> TeacherRows:
+        first = (ids[:, None] * 7919 + np.arange(top_k)[None]) % n_items + 1
+        scores = np.tile(-np.arange(top_k, dtype=np.float32), (len(ids), 1))
+        return TeacherRows(ids, first.astype(np.int32), scores, scores[:, 0] - 1)
+
+    ids = np.arange(samples, dtype=np.int64)
+    table = np.zeros((n_items + 1, 64), np.float32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        writer = StoreWriter(Path(folder) / "store", n_items, "log_likelihood", 8192)
+        writer.export("train", ids, rank)
+        fields = {"dataset": "stub", "dataset_fingerprint": "stub", "teacher": "stub"}
+        store = writer.finish({"train": ids}, table, fields, {"train": ids})
+        size = sum(p.stat().st_size for p in store.folder.rglob("*"))
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    log.info(
+        "memory: %d samples, K=%d: store %.2f GiB, peak RSS %.3f GiB above the start, %.0f s",
+        samples, top_k, size / 2**30, peak, time.perf_counter() - started,
+    )  # fmt: skip
+    return peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=("prefix", "methods", "memory"))
+    parser.add_argument("--raw", help="folder of raw ML-100K files for `methods`; the demo without")
+    parser.add_argument("--samples", type=int, default=128, help="samples of the fastest methods")
+    parser.add_argument("--stub-samples", type=int, default=1_000_000)
+    args = parser.parse_args()
+    setup_logging(None)
+    with tempfile.TemporaryDirectory() as root:
+        os.environ.setdefault("ANYO_DATA_ROOT", root)
+        failed = []
+        if args.part in (None, "memory") and memory(args.stub_samples, 100) > 1.0:
+            failed.append("memory: more than 1 GiB")
+        if args.part in (None, "prefix"):
+            ratios = {(h, n): prefix(h, n, 5) for h, n in ((64, 2), (256, 4))}
+            if ratios[256, 4] < 8.0:
+                failed.append(f"prefix: ratio {ratios[256, 4]:.1f} < 8")
+        if args.part in (None, "methods"):
+            methods(args.raw, args.samples)
+    if failed:
+        raise SystemExit("; ".join(failed))
+
+
+if __name__ == "__main__":
+    main()
