@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -12,14 +13,23 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")
 _LINE_EVERY_S = 15.0
+
+
+def redact(text: str) -> str:
+    """`text` without hub tokens: neither such as look like one, nor the values of the environment."""
+    for name in _TOKEN_VARIABLES:
+        if len(value := os.environ.get(name, "")) >= 8:
+            text = text.replace(value, "***")
+    return _SECRET.sub("hf_***", text)
 
 
 class _NoSecrets(logging.Filter):
     """Replaces hub tokens, which libraries put into their messages."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = _SECRET.sub("hf_***", record.getMessage()), ()
+        record.msg, record.args = redact(record.getMessage()), ()
         return True
 
 
@@ -28,6 +38,13 @@ class _NotForTheTerminal(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.name != "py.warnings"
+
+
+class _Redacted(logging.Formatter):
+    """File format: tracebacks pass no filter of the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 class _OneLine(logging.Formatter):
@@ -62,7 +79,7 @@ def setup_logging(log_file: Path | None, quiet: bool = False) -> None:
     handlers: list[logging.Handler] = [console]
     if log_file is not None:
         file = logging.FileHandler(log_file, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     for handler in handlers:
         handler.addFilter(_NoSecrets())

@@ -7,6 +7,7 @@ used (one line: found, expected, what to change); 130 or 143 stopped by SIGINT o
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import shutil
 import sys
@@ -23,11 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import Interrupted, UserError
-from src.core.logging import close_logging, get_logger, setup_logging
+from src.core.logging import close_logging, get_logger, redact, setup_logging
 from src.core.paths import CONF, result_root
 from src.core.run import Run, rank, stop_on_signals
 
 log = get_logger(__name__)
+_DISK = {
+    getattr(errno, f"E{name}") for name in ["NOSPC", "DQUOT", "ROFS", "ACCES", "PERM", "IO", "FBIG", "NOTDIR"]
+}
 Work = Callable[[Any, Run], "float | None"]
 
 
@@ -49,12 +53,12 @@ def run_stage(stage: str, work: Work) -> None:
     task.__name__ = task.__qualname__ = f"run_{stage}"
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
-    except (HydraException, OmegaConfBaseException) as e:
+    except (HydraException, OmegaConfBaseException, OSError) as e:
         sys.exit(_fail_before_run(e))
 
 
 def _fail_before_run(error: Exception) -> int:
-    line = " ".join(str(error).split())
+    line = redact(" ".join(str(error).split()))
     sys.stderr.write(f"error: configuration: {line}; see --help for the keys and conf/ for the groups\n")
     return 2
 
@@ -89,6 +93,10 @@ def _guarded(stage: str, work: Work, cfg: DictConfig) -> float | None:
         code = _failed(run, str(e), 2)
         log.error("error: %s", e)
     except Exception as e:
+        if isinstance(e, OSError) and e.errno in _DISK:
+            code = _failed(run, str(_disk_error(e)), 2)
+            log.exception("error: %s", _disk_error(e))
+            sys.exit(code)
         line = " ".join(f"{type(e).__name__}: {e}".split())
         code = _failed(run, line, 1)
         log.exception("error: %s; the traceback is in %s", line, folder / "run.log")
@@ -98,10 +106,18 @@ def _guarded(stage: str, work: Work, cfg: DictConfig) -> float | None:
     sys.exit(code)
 
 
+def _disk_error(error: OSError) -> UserError:
+    return UserError(
+        f"{error.strerror}: {error.filename or 'a file of the run'}",
+        "a disk that takes writes",
+        "its space or permissions (ANYO_DATA_ROOT, ANYO_RESULT_ROOT name other places); the same command goes on",
+    )
+
+
 def _failed(run: Run, reason: str, code: int) -> int:
     """Note the failure in `status.json`; on a full or read-only disk the line on stderr must do."""
     try:
-        run.status("failed", reason)
+        run.status("failed", redact(reason))
     except OSError as e:
         log.error("status.json could not be written: %s", e)
     return code

@@ -9,7 +9,9 @@ from src.core.artifacts import is_complete, read_object
 from src.core.errors import UserError
 from src.core.paths import data_root, processed_dir, result_root, work_dir
 from src.core.run import completed_run
+from src.exp.forecast import memory_lines
 from src.exp.settings import Settings
+from src.teacher.config import IloraConfig
 
 _GIB = 2**30
 
@@ -41,6 +43,13 @@ def plan(settings: Settings, stage: str) -> list[str]:
         lines.append(f"teacher outputs {settings.teacher.name}/{settings.teacher_fp}: {_state(store)}")
         if stage == "teacher" and is_complete(dataset):
             lines.append(_store_size(settings, dataset))
+        if stage == "teacher" and isinstance(settings.teacher, IloraConfig):
+            lines += memory_lines(settings.teacher, settings.dataset.max_history)
+    if stage == "eval_all":
+        from src.exp.compare import check_variants
+
+        check_variants(settings)
+    lines.append(_time(stage))
     for root in sorted({data_root(), result_root()}):
         existing = next(p for p in (root, *root.parents) if p.exists())
         lines.append(f"{root}: {shutil.disk_usage(existing).free / _GIB:.1f} GiB free")
@@ -49,6 +58,17 @@ def plan(settings: Settings, stage: str) -> list[str]:
 
 def _state(folder: Path) -> str:
     return f"reused from {folder}" if is_complete(folder) else f"to be written to {folder}"
+
+
+def _time(stage: str) -> str:
+    """What the newest completed run of this stage took; sizes may differ, so it is only a hint."""
+    for status in sorted(result_root().glob("*/status.json"), reverse=True):
+        fields = read_object(status)
+        times = status.parent / "metrics" / "time.json"
+        if (fields.get("stage"), fields.get("state")) == (stage, "completed") and times.is_file():
+            seconds = sum(v for v in read_object(times).values() if type(v) in (int, float))
+            return f"time: the latest completed {stage} run took {seconds:.0f} s ({status.parent.name})"
+    return f"time: no completed {stage} run to go by; the log gives rate and time left"
 
 
 def _store_size(settings: Settings, dataset: Path) -> str:
