@@ -129,6 +129,10 @@ class ObjectiveConfig:
     lm: float = setting("weight of token cross-entropy on the target's title", ge=0.0)
     dim: int = setting("width D of user and item vectors", ge=2)
     temperature: float = setting("divides the scores user . item", gt=0.0)
+    prior: str = setting(
+        "what the item scores are added to: the frozen SASRec's log-probabilities, or nothing",
+        choices=("sasrec", "none"),
+    )
     refresh_steps: int = setting("optimizer steps between new LLM states of the item texts", ge=1)
     negatives: int | None = setting(
         "items drawn per step beside the batch's targets; null: the full catalogue", ge=1
@@ -247,9 +251,6 @@ class IloraExportConfig(ExportConfig):
     max_new_tokens: int = setting("grounding: longest generated text in tokens", ge=1)
     tree_tokens: int = setting("exact: title tokens per forward pass", ge=1, in_fingerprint=False)
     embedding: EmbeddingConfig = setting("item embeddings")
-    fuse_sasrec: float = setting(
-        "share of the frozen SASRec in the exported scores (log-linear mix); 0: the LLM alone", ge=0.0, lt=1.0
-    )
 
     def problems(self) -> list[str]:
         out = super().problems()
@@ -259,10 +260,6 @@ class IloraExportConfig(ExportConfig):
                     f"export: found top_k={self.top_k} with ranking={ranking} and {key}={size}, "
                     f"expected top_k <= {key}"
                 )
-        if self.fuse_sasrec and self.ranking != "hidden":
-            out.append(
-                f"export.fuse_sasrec: found {self.fuse_sasrec} with ranking={self.ranking}, expected 0 or hidden"
-            )
         return out
 
 

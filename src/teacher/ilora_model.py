@@ -64,7 +64,14 @@ class IloraModel(nn.Module):
         self.projector.requires_grad_(config.train.train_projector)
         objective = config.objective
         n_items = len(item_table) - 1
-        self.head = ItemHead(hidden, objective.dim, n_items, objective.temperature, train_counts[1:])
+        self.head = ItemHead(
+            hidden,
+            objective.dim,
+            n_items,
+            objective.temperature,
+            train_counts[1:],
+            residual=objective.prior != "none",
+        )
         self.head.requires_grad_(objective.item > 0)
         self.register_buffer("item_table", item_table.float().clone(), persistent=False)
         # Embeddings of some families are scaled inside their module: measure what it returns.

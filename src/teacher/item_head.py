@@ -10,7 +10,7 @@ from torch.nn import functional as F
 class ItemHead(nn.Module):
     """Maps LLM states to user and item vectors of one space.
 
-    score(u, i) = u . v_i / (sqrt(D) * temperature) + b_i with u = LN(W_u z_u), v_i = W_i LN(z_i): the
+    score(u, i) = u . v_i / (sqrt(D) * temperature) + b_i (+ prior(u, i)) with u = LN(W_u z_u), v_i = W_i LN(z_i): the
     user side is normalised, the norm of an item vector is free (it can carry popularity).
 
     Args:
@@ -19,14 +19,27 @@ class ItemHead(nn.Module):
         n_items: catalogue size N.
         temperature: divides the scores.
         train_counts: [N] how often each item is a training target; b starts at their log, centred.
+        residual: the scores are added to a prior: item vectors and b start at 0, so that the first scores
+            are the prior's.
     """
 
-    def __init__(self, hidden: int, dim: int, n_items: int, temperature: float, train_counts: Tensor):
+    def __init__(
+        self,
+        hidden: int,
+        dim: int,
+        n_items: int,
+        temperature: float,
+        train_counts: Tensor,
+        residual: bool = False,
+    ):
         super().__init__()
         self.user, self.user_norm = nn.Linear(hidden, dim), nn.LayerNorm(dim)
         self.item_norm, self.item = nn.LayerNorm(hidden), nn.Linear(hidden, dim)
         log_counts = torch.log(train_counts.float() + 1.0)
-        self.bias = nn.Parameter(log_counts - log_counts.mean())
+        self.bias = nn.Parameter(torch.zeros(n_items) if residual else log_counts - log_counts.mean())
+        if residual:
+            nn.init.zeros_(self.item.weight)
+            nn.init.zeros_(self.item.bias)
         self.scale = 1.0 / (dim**0.5 * temperature)
 
     def users(self, states: Tensor) -> Tensor:
@@ -44,7 +57,12 @@ class ItemHead(nn.Module):
 
 
 def item_loss(
-    head: ItemHead, readout: Tensor, item_states: Tensor, targets: Tensor, columns: Tensor | None = None
+    head: ItemHead,
+    readout: Tensor,
+    item_states: Tensor,
+    targets: Tensor,
+    columns: Tensor | None = None,
+    prior: Tensor | None = None,
 ) -> Tensor:
     """Sum over the batch of next-item cross-entropy.
 
@@ -54,6 +72,7 @@ def item_loss(
         targets: [B] item ids, 1..N.
         columns: [M] ascending catalogue columns (id - 1) that compete, with every target among them;
             None is the full catalogue. A sampled catalogue is corrected by nothing: the draw is uniform.
+        prior: [B, N] log-probabilities that the scores are added to.
 
     Returns:
         scalar.
@@ -63,6 +82,8 @@ def item_loss(
         item_states = item_states[columns]
         label = torch.searchsorted(columns, label)
     scores = head.scores(head.users(readout), head.items(item_states), columns)
+    if prior is not None:
+        scores = scores + (prior if columns is None else prior[:, columns])
     return F.cross_entropy(scores, label, reduction="sum")
 
 

@@ -23,15 +23,20 @@ class Micro:
         prompts: tokens.
         h_seq: [B, E] frozen sequence vectors.
         targets: [B] item ids.
+        prior: [B, N] the frozen SASRec's log-probabilities; None where the objective has no prior.
     """
 
     rows: np.ndarray
     prompts: Batch
     h_seq: Tensor
     targets: Tensor
+    prior: Tensor | None
 
     def to(self, device: torch.device) -> Micro:
-        return Micro(self.rows, self.prompts.to(device), self.h_seq.to(device), self.targets.to(device))
+        prior = None if self.prior is None else self.prior.to(device)
+        return Micro(
+            self.rows, self.prompts.to(device), self.h_seq.to(device), self.targets.to(device), prior
+        )
 
 
 class SampleSource:
@@ -41,10 +46,13 @@ class SampleSource:
         data: the dataset.
         builder: of prompts.
         encoder: gives h_seq.
+        prior: whether micro-batches carry the encoder's log-probabilities of the catalogue.
     """
 
-    def __init__(self, data: InteractionData, builder: PromptBuilder, encoder: FrozenEncoder):
-        self.data, self.builder, self.encoder = data, builder, encoder
+    def __init__(
+        self, data: InteractionData, builder: PromptBuilder, encoder: FrozenEncoder, prior: bool = False
+    ):
+        self.data, self.builder, self.encoder, self.prior = data, builder, encoder, prior
 
     def examples(
         self, sample_ids: np.ndarray, epoch: int | None, answers: bool, candidates: int
@@ -75,12 +83,14 @@ class SampleSource:
     ) -> Iterator[Micro]:
         """The samples, those of like length together, at most `size` at a time."""
         examples = self.examples(sample_ids, epoch, answers, candidates)
-        h_seq = self.encoder.h_seq(self.data.histories(sample_ids))
+        histories = self.data.histories(sample_ids)
+        h_seq = self.encoder.h_seq(histories)
         targets = torch.from_numpy(self.data.targets(sample_ids).astype(np.int64))
         order = np.argsort([len(e.ids) for e in examples], kind="stable")
         for i in range(0, len(order), size):
             rows = order[i : i + size]
-            yield Micro(rows, collate([examples[r] for r in rows]), h_seq[rows], targets[rows])
+            prior = self.encoder.log_probabilities(histories[rows]) if self.prior else None
+            yield Micro(rows, collate([examples[r] for r in rows]), h_seq[rows], targets[rows], prior)
 
     def item_texts(self, size: int = 256) -> list[Batch]:
         """The texts that stand for the items, in id order."""

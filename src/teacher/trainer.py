@@ -203,9 +203,8 @@ class TeacherTrainer:
                 loss = states.new_zeros((), dtype=torch.float32)
                 if objective.item > 0:
                     columns = None if columns is None else columns.to(states.device)
-                    item = item_loss(
-                        model.head, model.readout(states, batch), self.items, micro.targets, columns
-                    )
+                    readout = model.readout(states, batch)
+                    item = item_loss(model.head, readout, self.items, micro.targets, columns, micro.prior)
                     loss = loss + objective.item * item / n_samples
                     sums.item += float(item.detach()) / n_samples
                 if objective.lm > 0:

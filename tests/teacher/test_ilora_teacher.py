@@ -16,6 +16,7 @@ from src.teacher import trainer as trainer_module
 from src.teacher.checkpoint import load_teacher, load_trained_state, trained_state
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.interfaces import Teacher
+from src.teacher.item_head import ItemHead, item_loss
 from src.teacher.prompts import collate
 from src.teacher.ranking import catalogue_scores, item_vectors
 
@@ -65,25 +66,39 @@ def test_scores_of_a_sample_do_not_depend_on_its_batch(trained, demo_data):
         assert np.abs(scores(size, order) - reference).max() <= 1e-5
 
 
-def test_fused_scores_are_the_normalised_log_linear_mix(trained, demo_data):
+def test_scores_are_the_prior_and_what_the_llm_adds(trained, demo_data):
     teacher, _ = trained
     ids = demo_data.splits["test"][:9]
     items = item_vectors(teacher.model, teacher.source, True)
+    sasrec = teacher.encoder.log_probabilities(demo_data.histories(ids))
 
-    def scores(share: float) -> torch.Tensor:
+    def scores(items: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(ids), demo_data.n_items)
         for rows, log_p in catalogue_scores(
-            teacher.model, teacher.source, ids, items, hybrid=True, batch_size=4, fuse_sasrec=share
+            teacher.model, teacher.source, ids, items, hybrid=True, batch_size=4
         ):
             out[rows] = log_p
         return out
 
-    llm = scores(0.0)
-    sasrec = teacher.encoder.log_probabilities(demo_data.histories(ids))
-    mixed = 0.7 * llm + 0.3 * sasrec
-    expected = mixed - torch.log(mixed.exp().sum(1, keepdim=True))
-    torch.testing.assert_close(scores(0.3), expected, atol=1e-5, rtol=1e-5)
-    assert (llm - expected).abs().max() > 1e-3
+    # without item vectors the LLM adds the items' biases alone; with them something of each sample's own
+    added = scores(items) - sasrec
+    bias = scores(torch.zeros_like(items)) - sasrec
+    expected = torch.log_softmax(teacher.model.head.bias.detach() + sasrec, dim=-1) - sasrec
+    torch.testing.assert_close(bias, expected, atol=1e-5, rtol=1e-5)
+    assert (added - bias).std(dim=0).max() > 1e-4
+
+
+def test_a_new_head_starts_at_the_prior():
+    states = torch.randn(5, 16)
+    head = ItemHead(16, 8, 5, 1.0, torch.arange(5), residual=True)
+    assert not head.scores(head.users(torch.randn(3, 16)), head.items(states)).any()
+    prior = torch.log_softmax(torch.randn(3, 5), dim=-1)
+    loss = item_loss(head, torch.randn(3, 16), states, torch.tensor([1, 5, 2]), prior=prior)
+    torch.testing.assert_close(loss, -prior[torch.arange(3), torch.tensor([0, 4, 1])].sum())
+    columns = torch.tensor([0, 1, 4])
+    sampled = item_loss(head, torch.randn(3, 16), states, torch.tensor([1, 5, 2]), columns, prior)
+    expected = -torch.log_softmax(prior[:, columns], dim=-1)[torch.arange(3), torch.tensor([0, 2, 1])].sum()
+    torch.testing.assert_close(sampled, expected)
 
 
 def test_padding_and_what_follows_the_prefix_do_not_reach_the_readout(trained, demo_data):

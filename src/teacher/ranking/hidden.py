@@ -29,8 +29,8 @@ class HiddenRanker:
 
     def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
         c = self.context
-        how = {"batch_size": c.export.batch_size, "fuse_sasrec": c.export.fuse_sasrec}
-        return rank_catalogue(c.model, c.source, sample_ids, self.items, k, hybrid=c.hybrid, **how)
+        how = {"hybrid": c.hybrid, "batch_size": c.export.batch_size}
+        return rank_catalogue(c.model, c.source, sample_ids, self.items, k, **how)
 
 
 @torch.no_grad()
@@ -48,13 +48,11 @@ def catalogue_scores(
     *,
     hybrid: bool,
     batch_size: int,
-    fuse_sasrec: float = 0.0,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Log-probabilities of the whole catalogue, batch by batch.
 
     Args:
         items: [N, D] of `item_vectors`.
-        fuse_sasrec: share w of the frozen SASRec: log p = (1 - w) log p_llm + w log p_sasrec, normalised.
 
     Yields:
         (positions [b] in `sample_ids`, log-probabilities [b, N] float32; column c is item c+1).
@@ -66,12 +64,10 @@ def catalogue_scores(
             m = micro.to(model.device)
             with model.gates.use(model.gate(m.h_seq)):
                 readout = model.readout(model.states(m.prompts, hybrid), m.prompts)
-            scores = torch.log_softmax(model.head.scores(model.head.users(readout), items), dim=-1)
-            if fuse_sasrec:
-                other = source.encoder.log_probabilities(source.data.histories(sample_ids[micro.rows]))
-                mixed = (1.0 - fuse_sasrec) * scores + fuse_sasrec * other.to(scores.device)
-                scores = torch.log_softmax(mixed, dim=-1)
-            yield micro.rows, scores
+            scores = model.head.scores(model.head.users(readout), items)
+            if m.prior is not None:
+                scores = scores + m.prior
+            yield micro.rows, torch.log_softmax(scores, dim=-1)
             check_stop()
     finally:
         model.train(was_training)
@@ -86,15 +82,12 @@ def rank_catalogue(
     *,
     hybrid: bool,
     batch_size: int,
-    fuse_sasrec: float = 0.0,
 ) -> TeacherRows:
     """The k best items of every sample; arguments as in `catalogue_scores`."""
     n = len(sample_ids)
     rankings, scores = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
     target_scores = np.empty(n, np.float32)
-    batches = catalogue_scores(
-        model, source, sample_ids, items, hybrid=hybrid, batch_size=batch_size, fuse_sasrec=fuse_sasrec
-    )
+    batches = catalogue_scores(model, source, sample_ids, items, hybrid=hybrid, batch_size=batch_size)
     targets = source.data.targets(sample_ids)
     for rows, log_p in batches:
         top = torch.topk(log_p, k, dim=1)
