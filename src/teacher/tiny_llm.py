@@ -151,7 +151,7 @@ def _pretrain(
 ) -> float | None:
     """Plain next-token cross-entropy; returns the mean loss of the last pass."""
     train = data.splits["train"]
-    per_epoch = max(1, int(round(config.share * len(train))))
+    per_epoch = min(config.samples, len(train))
     steps_per_epoch = math.ceil(per_epoch / config.batch_size)
     total, step, mean = config.epochs * steps_per_epoch, 0, None
     warmup = max(1, total // 20)
