@@ -21,6 +21,10 @@ class DistillConfig:
     # Ranking distillation: total = student.loss + lam * L_rd.
     lam: float = setting("weight of the ranking distillation; 0 switches it off", ge=0)
     top_k: int = setting("teacher candidates used per sample, K", ge=1)
+    history_candidates: str = setting(
+        "history items among the candidates: keep, drop, or auto: drop where no training target is one",
+        choices=("keep", "drop", "auto"),
+    )
     rd_loss: str = setting(
         "per-candidate loss: bce (one negative, as the code) or ce (soft targets over the catalogue)",
         choices=("bce", "ce"),

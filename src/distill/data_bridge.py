@@ -5,6 +5,7 @@ Everything is checked before the first step and prepared once, on the device: a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from src.distill.config import DistillConfig
 from src.distill.kd_losses import confidence_weights, scale_distances, sequence_confidence, weight_entropy
 
 log = get_logger(__name__)
+_ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,15 @@ class RankingSignals:
     weights: Tensor
 
 
-def join_rows(store: TeacherStore, data: InteractionData, top_k: int) -> TeacherRows:
+def join_rows(
+    store: TeacherStore, data: InteractionData, top_k: int, history_candidates: str = "keep"
+) -> TeacherRows:
     """The store's training rows, ascending by sample id, cut to the K best.
 
     A store may lack samples only where its manifest says that a part was exported.
+
+    Args:
+        history_candidates: whether items of the sample's own history stay (DistillConfig).
 
     Raises:
         UserError: another catalogue or a shorter K, foreign or missing sample ids; and what the store
@@ -73,8 +80,48 @@ def join_rows(store: TeacherStore, data: InteractionData, top_k: int) -> Teacher
             f"says n_train_split={len(train)} (it says {declared})",
             "teacher, and export again",
         )
+    if history_candidates == "auto":
+        repeats = sum(int(among.sum()) for _, among in _in_history(data, train, data.targets(train)[:, None]))
+        history_candidates = "keep" if repeats else "drop"
+        log.info(
+            "%d of %d training targets stand in their history: the teacher's history items are %s",
+            repeats,
+            len(train),
+            "kept" if repeats else "dropped",
+        )
+    if history_candidates == "drop":
+        return _outside_history(rows, data, top_k, where)
     cut = {"rankings": rows.rankings[:, :top_k], "scores": rows.scores[:, :top_k]}
     return TeacherRows(**{name: np.array(values) for name, values in {**vars(rows), **cut}.items()})
+
+
+def _in_history(
+    data: InteractionData, ids: np.ndarray, items: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Which of `items` [n, M] stand in the history of their sample: pieces of rows, and [rows, M] bool."""
+    for start in range(0, len(ids), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        yield rows, (items[rows, :, None] == data.histories(ids[rows])[:, None, :]).any(axis=2)
+
+
+def _outside_history(rows: TeacherRows, data: InteractionData, top_k: int, where: str) -> TeacherRows:
+    """Each sample's K best candidates that do not stand in its history."""
+    ids = np.array(rows.sample_ids)
+    # At most L candidates can fall away.
+    width = min(rows.rankings.shape[1], top_k + data.max_history)
+    rankings, scores = (np.empty((len(ids), top_k), dtype) for dtype in (np.int32, np.float32))
+    for part, among in _in_history(data, ids, rows.rankings[:, :width]):
+        left = width - among.sum(axis=1)
+        if (left < top_k).any():
+            raise UserError(
+                f"{where}: sample {ids[part][left < top_k][0]} has {left.min()} candidates outside its history",
+                f"distill.top_k={top_k}",
+                "distill.top_k, distill.history_candidates or teacher.export.top_k",
+            )
+        best = np.argsort(among, axis=1, kind="stable")[:, :top_k]  # the others first, in their order
+        rankings[part] = np.take_along_axis(rows.rankings[part, :width], best, axis=1)
+        scores[part] = np.take_along_axis(rows.scores[part, :width], best, axis=1)
+    return TeacherRows(ids, rankings, scores, np.array(rows.target_scores))
 
 
 def check_catalogue(store: TeacherStore, data: InteractionData) -> None:

@@ -101,7 +101,7 @@ def train_distilled(
     """
     device = device_of(student_config.device)
     train = np.asarray(data.splits["train"])
-    rows = join_rows(store, data, config.top_k) if config.ranks else None
+    rows = join_rows(store, data, config.top_k, config.history_candidates) if config.ranks else None
     if store.manifest.get("target_scores") == "listed":
         refuse_listed_targets(store, config, active)
     signals = ranking_signals(rows, train, store.score_kind, config, seed, device) if rows else None

@@ -33,6 +33,7 @@ def test_profiles_differ_where_the_code_is_wrong_and_nowhere_else() -> None:
     differing = {key for key in corrected if corrected[key] != official[key]}
     assert differing == {
         "name",
+        "history_candidates",
         "rd_loss",
         "rd_negative",
         "alpha",

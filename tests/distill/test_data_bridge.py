@@ -78,6 +78,39 @@ def test_partial_store_masks_the_rest(tmp_path: Path, small_data: InteractionDat
     assert signals.candidates.min() >= 0 and signals.candidates.max() < small_data.n_items
 
 
+@pytest.mark.parametrize("mode", ["drop", "auto"])
+def test_history_items_are_dropped_from_the_candidates(tmp_path: Path, mode: str) -> None:
+    """Where nobody takes an item twice (checked here: every user walks through the items once)."""
+    data = make_data(n_items=30, users=12, length=8, sequence=lambda rng: rng.permutation(30)[:8] + 1)
+    train = data.splits["train"]
+    rows = make_rows(data, train, 12)
+    store = make_store(tmp_path / "s", data, rows)
+    found = join_rows(store, data, 6, mode)
+    for i, sample in enumerate(train):
+        history = set(data.histories(np.array([sample]))[0].tolist())
+        kept = [c for c in range(12) if rows.rankings[i, c] not in history][:6]
+        assert found.rankings[i].tolist() == rows.rankings[i, kept].tolist()
+        assert found.scores[i].tolist() == rows.scores[i, kept].tolist()
+    assert not np.array_equal(found.rankings, rows.rankings[:, :6])
+    assert np.array_equal(join_rows(store, data, 6, "keep").rankings, rows.rankings[:, :6])
+    with pytest.raises(UserError, match="candidates outside its history; expected distill.top_k=12"):
+        join_rows(store, data, 12, mode)
+
+
+def test_history_items_stay_where_targets_repeat(
+    tmp_path: Path, small_data: InteractionData, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = small_data.splits["train"]
+    rows = make_rows(small_data, train, 12)
+    repeats = sum(
+        int(t in h) for t, h in zip(small_data.targets(train), small_data.histories(train), strict=True)
+    )
+    with caplog.at_level("INFO"):
+        found = join_rows(make_store(tmp_path / "s", small_data, rows), small_data, 6, "auto")
+    assert repeats > 0 and f"{repeats} of {len(train)} training targets" in caplog.text
+    assert np.array_equal(found.rankings, rows.rankings[:, :6])
+
+
 @pytest.mark.parametrize("declared", [None, 7])
 def test_missing_rows_that_nobody_declared(
     tmp_path: Path, small_data: InteractionData, declared: int | None

@@ -149,8 +149,8 @@ def test_the_recommendation_loss_is_the_baselines(changes: dict, rd_loss: str) -
     torch.manual_seed(0)
     student = build_student(student_config, data.n_items, data.max_history)
     silent = RankingSignals(signals.candidates, signals.confidence, torch.zeros(len(train)))
-    objective = DistillObjective(student, student_config, config, data, 4, silent, None)
-    baseline = RecommendationLoss(student_config, data, 4)
+    objective = DistillObjective(student, student_config, config, data, 4, silent, None).double()
+    baseline = RecommendationLoss(student_config, data, 4).double()
     samples = Samples(data, Selection(train), CPU)
     batch = samples.batch(torch.arange(16))
     objective.start_epoch(0, samples)
@@ -158,9 +158,9 @@ def test_the_recommendation_loss_is_the_baselines(changes: dict, rd_loss: str) -
     loss, _ = objective(batch)
     expected = baseline(student, student.encode(batch.history), batch, baseline.negatives(batch))
     assert isinstance(objective.recommendation, SharedRecommendation)
-    assert torch.allclose(loss, expected, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(loss, expected, rtol=1e-10)
     gradients = [torch.autograd.grad(x.mean(), student.items.weight)[0] for x in (loss, expected)]
-    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(*gradients, rtol=1e-8, atol=1e-12)
 
 
 def distilled(
