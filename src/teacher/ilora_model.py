@@ -152,7 +152,9 @@ class IloraModel(nn.Module):
         """
         was_training = self.training
         self.eval()
-        with self.gates.uniform():
-            states = [self.readout(self.states(b, hybrid), b) for b in (b.to(self.device) for b in batches)]
-        self.train(was_training)
-        return torch.cat(states)
+        try:
+            with self.gates.uniform():
+                parts = (b.to(self.device) for b in batches)
+                return torch.cat([self.readout(self.states(b, hybrid), b) for b in parts])
+        finally:
+            self.train(was_training)

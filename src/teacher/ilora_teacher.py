@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import load_llm
+from src.teacher.oom import Halving
 from src.teacher.prompts import PromptBuilder
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
 from src.teacher.ranking.base import Context, check_adapter
@@ -51,6 +53,7 @@ class IloraTeacher:
         self.folder = model_dir(data.name, "teacher", self.fingerprint)
         self.score_kind = SCORE_KIND[config.export.ranking]
         self._ranker: Ranker | None = None
+        self._passes = Halving(config.export.batch_size, "teacher.export.batch_size")
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
         """Build everything; train unless a teacher of this fingerprint is there."""
@@ -103,12 +106,20 @@ class IloraTeacher:
         return np.sort(numpy_stream(self.config.seed, "teacher_samples").choice(ids, count, replace=False))
 
     def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
+        ids = np.asarray(sample_ids)
+        return self._passes.run(lambda size: self._ranker_with(size, ids).rank(ids, k), self._forget_ranker)
+
+    def _ranker_with(self, batch_size: int, sample_ids: np.ndarray) -> Ranker:
         if self._ranker is None:
             config = self.config
-            context = Context(self.model, self.source, config.export, self.hybrid, config.seed)
-            check_adapter(context, np.asarray(sample_ids))
+            export = replace(config.export, batch_size=batch_size)
+            context = Context(self.model, self.source, export, self.hybrid, config.seed)
+            check_adapter(context, sample_ids)
             self._ranker = make_ranker(context)
-        return self._ranker.rank(np.asarray(sample_ids), k)
+        return self._ranker
+
+    def _forget_ranker(self) -> None:
+        self._ranker = None
 
     def item_embeddings(self) -> np.ndarray:
         export = self.config.export

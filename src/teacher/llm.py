@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -81,6 +89,8 @@ def load_llm(config: LLMConfig, folder: Path | None = None) -> LoadedLLM:
         source, shown = str(path), str(path)
     common = {"revision": config.revision} if config.revision else {}
     common |= {"trust_remote_code": config.trust_remote_code, "local_files_only": config.kind != "hub"}
+    if config.trust_remote_code:
+        log.warning("teacher.llm.trust_remote_code=true: Python code that comes with %s is run", shown)
     try:
         hf_config = AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
@@ -97,12 +107,7 @@ def load_llm(config: LLMConfig, folder: Path | None = None) -> LoadedLLM:
             **common,
         )
     except (OSError, ValueError, ImportError) as e:
-        # The library names its reasons (missing, gated, offline, remote code) in the message's first lines.
-        raise UserError(
-            f"{shown} cannot be loaded: {str(e)[:300]}",
-            "a model that is there and that you may read",
-            "teacher.llm.path or revision, or log in to the hub (`hf auth login`)",
-        ) from e
+        raise _refusal(config, shown, e) from e
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -115,6 +120,49 @@ def load_llm(config: LLMConfig, folder: Path | None = None) -> LoadedLLM:
         "weights": None if config.kind == "hub" else _weights_hash(Path(source)),
     }
     return LoadedLLM(model, tokenizer, bidirectional, int(context), identity)
+
+
+def _refusal(config: LLMConfig, shown: str, error: Exception) -> UserError:
+    """Why a model cannot be loaded and what to do; the library's exception carries the hub's own as its cause."""
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if config.kind != "hub":
+        return UserError(
+            f"{shown} cannot be loaded: {str(error)[:300]}",
+            "a whole model of this transformers version",
+            "teacher.llm.path",
+        )
+    # A gated model is reported as a kind of missing one: ask for it first.
+    if any(isinstance(c, GatedRepoError) for c in causes):
+        page = f"{constants.ENDPOINT}/{config.path}"
+        return UserError(
+            f"{shown} is gated",
+            f"its licence accepted at {page}, and the account's token in HF_TOKEN or by `hf auth login`",
+            "teacher.llm.path to an open model otherwise",
+        )
+    if any(isinstance(c, RevisionNotFoundError) for c in causes):
+        return UserError(f"{shown}: no such revision", "a commit, tag or branch", "teacher.llm.revision")
+    if any(isinstance(c, RepositoryNotFoundError) for c in causes):
+        return UserError(
+            f"{shown} is not on the hub, or private",
+            "owner/name as on its page; for a private one a token in HF_TOKEN or by `hf auth login`",
+            "teacher.llm.path",
+        )
+    # ConnectionError, timeouts and offline mode end as a file that is not in the cache.
+    if any(isinstance(c, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for c in causes):
+        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
+        return UserError(
+            f"{shown} is not in the cache {constants.HF_HUB_CACHE}, and {why}",
+            "one download with a connection (gated models: HF_TOKEN), or a copy (teacher/llm=local)",
+            "teacher.llm.path",
+        )
+    return UserError(
+        f"{shown} cannot be loaded: {str(error)[:300]}",
+        "a model that is there and that you may read",
+        "teacher.llm.path or revision, or give a token (HF_TOKEN, `hf auth login`)",
+    )
 
 
 def _quantization(config: LLMConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +12,11 @@ from torch import Tensor
 
 from src.core.data_utils import InteractionData
 from src.teacher.encoder import FrozenEncoder
+from src.teacher.oom import Halving
 from src.teacher.prompts import Batch, Example, PromptBuilder, collate
+
+if TYPE_CHECKING:
+    from src.teacher.ilora_model import IloraModel
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class SampleSource:
         self, data: InteractionData, builder: PromptBuilder, encoder: FrozenEncoder, prior: bool = False
     ):
         self.data, self.builder, self.encoder, self.prior = data, builder, encoder, prior
+        # Short texts, many at once: they may shrink further than a training pass.
+        self.item_passes = Halving(min(256, data.n_items), "teacher.llm.dtype", most=8)
 
     def examples(
         self, sample_ids: np.ndarray, epoch: int | None, answers: bool, candidates: int
@@ -91,6 +98,10 @@ class SampleSource:
             rows = order[i : i + size]
             prior = self.encoder.log_probabilities(histories[rows]) if self.prior else None
             yield Micro(rows, collate([examples[r] for r in rows]), h_seq[rows], targets[rows], prior)
+
+    def item_states(self, model: IloraModel, hybrid: bool) -> Tensor:
+        """[N, H] `model.item_states` of the catalogue, in passes that fit the memory."""
+        return self.item_passes.run(lambda size: model.item_states(self.item_texts(size), hybrid))
 
     def item_texts(self, size: int = 256) -> list[Batch]:
         """The texts that stand for the items, in id order."""

@@ -26,6 +26,7 @@ from src.teacher.checkpoint import load_trained_state, trained_state
 from src.teacher.config import IloraConfig
 from src.teacher.ilora_model import IloraModel
 from src.teacher.item_head import item_loss, sampled_columns
+from src.teacher.oom import MOST, Halving
 from src.teacher.ranking import item_vectors, ndcg
 from src.teacher.samples import Micro, SampleSource
 from src.teacher.schedule import hybrid_probability, learning_rate
@@ -93,6 +94,9 @@ class TeacherTrainer:
         self.hybrid = config.prompt.mode == "hybrid"
         self.parts = model.parts()
         self.optimizer = self._optimizer()
+        most = MOST if accelerator.num_processes == 1 else 0
+        self.micro = Halving(self.train.micro_batch_size, "teacher.train.micro_batch_size", most)
+        self.pass_size = Halving(config.export.batch_size, "teacher.export.batch_size", most)
         self.done = Progress()
         self.best: dict[str, dict[str, Tensor]] | None = None
         self.items: Tensor | None = None  # [N, H] LLM states of the item texts
@@ -145,28 +149,11 @@ class TeacherTrainer:
             step, self.total, self.train.curriculum
         )
         if objective.item > 0 and (self.items is None or step % objective.refresh_steps == 0):
-            self.items = model.item_states(self.source.item_texts(), self.hybrid)
-        torch.manual_seed(derive(config.seed, "teacher_dropout", step, self.accelerator.process_index))
-        micros = list(
-            self.source.micro_batches(
-                ids,
-                self.train.micro_batch_size,
-                epoch=epoch,
-                answers=objective.lm > 0,
-                candidates=config.prompt.candidates if objective.lm > 0 else 0,
-            )
+            self.items = self.source.item_states(model, self.hybrid)
+        sums = self.micro.run(
+            lambda size: self._gradients(step, ids, hybrid, size),
+            lambda: self.optimizer.zero_grad(set_to_none=True),
         )
-        columns = sampled_columns(
-            torch.cat([m.targets for m in micros]),
-            model.n_items,
-            objective.negatives,
-            torch_stream(config.seed, "teacher_negatives", step),
-        )
-        tokens = sum(int((m.prompts.labels != -100).sum()) for m in micros)
-        sums = StepSums()
-        for micro in micros[self.accelerator.process_index :: self.accelerator.num_processes]:
-            self._micro(micro.to(model.device), hybrid, len(ids), max(tokens, 1), columns, sums)
-        self._reduce(sums)
         if not math.isfinite(sums.item + sums.lm):
             raise UserError(
                 f"loss {sums.item + sums.lm} at step {step + 1}",
@@ -183,6 +170,32 @@ class TeacherTrainer:
         self.norms = {name: _norm(group) for name, group in self.parts.items() if group}
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def _gradients(self, step: int, ids: np.ndarray, hybrid: bool, size: int) -> StepSums:
+        """Forward and backward of the effective batch `ids`, `size` samples at a time."""
+        config, model, objective = self.config, self.model, self.config.objective
+        torch.manual_seed(derive(config.seed, "teacher_dropout", step, self.accelerator.process_index))
+        micros = list(
+            self.source.micro_batches(
+                ids,
+                size,
+                epoch=step // self.steps_per_epoch,
+                answers=objective.lm > 0,
+                candidates=config.prompt.candidates if objective.lm > 0 else 0,
+            )
+        )
+        columns = sampled_columns(
+            torch.cat([m.targets for m in micros]),
+            model.n_items,
+            objective.negatives,
+            torch_stream(config.seed, "teacher_negatives", step),
+        )
+        tokens = sum(int((m.prompts.labels != -100).sum()) for m in micros)
+        sums = StepSums()
+        for micro in micros[self.accelerator.process_index :: self.accelerator.num_processes]:
+            self._micro(micro.to(model.device), hybrid, len(ids), max(tokens, 1), columns, sums)
+        self._reduce(sums)
         return sums
 
     def _micro(
@@ -261,10 +274,13 @@ class TeacherTrainer:
         done = self.done
         if self.config.objective.item > 0:
             items = item_vectors(self.model, self.source, self.hybrid)
-            size = self.config.export.batch_size
-            value = ndcg(self.model, self.source, self.valid_ids, items, hybrid=self.hybrid, batch_size=size)
+            value = self.pass_size.run(
+                lambda size: ndcg(
+                    self.model, self.source, self.valid_ids, items, hybrid=self.hybrid, batch_size=size
+                )
+            )
         else:
-            value = -self._valid_lm_loss()
+            value = -self.pass_size.run(self._valid_lm_loss)
         item, lm = np.mean(self.since, axis=0).tolist()
         self.since.clear()
         done.history.append({"step": done.step, "valid": value, "item": item, "lm": lm})
@@ -288,14 +304,12 @@ class TeacherTrainer:
         )
 
     @torch.no_grad()
-    def _valid_lm_loss(self) -> float:
+    def _valid_lm_loss(self, size: int) -> float:
         """Mean cross-entropy of the validation answers' tokens."""
         model, total, count = self.model, 0.0, 0
         model.eval()
         candidates = self.config.prompt.candidates
-        for micro in self.source.micro_batches(
-            self.valid_ids, self.config.export.batch_size, answers=True, candidates=candidates
-        ):
+        for micro in self.source.micro_batches(self.valid_ids, size, answers=True, candidates=candidates):
             m = micro.to(model.device)
             with model.gates.use(model.gate(m.h_seq)):
                 losses = model.answer_losses(model.states(m.prompts, self.hybrid), m.prompts)

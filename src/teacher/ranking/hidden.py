@@ -36,7 +36,7 @@ class HiddenRanker:
 @torch.no_grad()
 def item_vectors(model: IloraModel, source: SampleSource, hybrid: bool) -> Tensor:
     """[N, D] the catalogue in the space of the ranking, in eval mode under the uniform gate."""
-    return model.head.items(model.item_states(source.item_texts(), hybrid))
+    return model.head.items(source.item_states(model, hybrid))
 
 
 @torch.no_grad()

@@ -1,0 +1,62 @@
+"""Running out of GPU memory: half the batch and once more, three times at most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from src.core.errors import UserError
+from src.core.logging import get_logger
+
+T = TypeVar("T")
+MOST = 3
+log = get_logger(__name__)
+
+
+class Halving:
+    """A number of samples per forward pass that shrinks when memory runs out, for the rest of the run.
+
+    What is computed must not depend on the number: gradients are sums over the effective batch, rankings are
+    per sample.
+
+    Args:
+        size: samples per pass.
+        key: the setting it comes from.
+        most: halvings allowed. Several processes must not halve one by one (they share out the passes): 0.
+    """
+
+    def __init__(self, size: int, key: str, most: int = MOST):
+        self.size, self.key, self.left = size, key, most
+
+    def run(self, compute: Callable[[int], T], forget: Callable[[], None] = lambda: None) -> T:
+        """`compute(size)`, again with half the size when it runs out of memory.
+
+        Args:
+            forget: undoes what a failed try left behind (gradients).
+
+        Raises:
+            UserError: memory is short after the last halving.
+        """
+        while True:
+            try:
+                return compute(self.size)
+            except torch.OutOfMemoryError as e:
+                problem = " ".join(str(e).split())[:200]
+            # Not in the handler: its traceback keeps the tensors of the failed try alive.
+            forget()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if self.left == 0 or self.size == 1:
+                raise UserError(
+                    f"out of GPU memory with {self.size} samples per pass: {problem}",
+                    "a pass that fits",
+                    f"{self.key}, teacher.llm.gradient_checkpointing, dtype or quantization",
+                )
+            self.left, self.size = self.left - 1, (self.size + 1) // 2
+            log.warning(
+                "out of GPU memory: going on with %d samples per pass (%s; the result's batch stays as it is)",
+                self.size,
+                self.key,
+            )
