@@ -89,6 +89,8 @@ def load_llm(config: LLMConfig, folder: Path | None = None) -> LoadedLLM:
         source, shown = str(path), str(path)
     common = {"revision": config.revision} if config.revision else {}
     common |= {"trust_remote_code": config.trust_remote_code, "local_files_only": config.kind != "hub"}
+    if config.trust_remote_code:
+        log.warning("teacher.llm.trust_remote_code=true: Python code that comes with %s is run", shown)
     try:
         hf_config = AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
