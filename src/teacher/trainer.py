@@ -98,6 +98,7 @@ class TeacherTrainer:
         self.micro = Halving(self.train.micro_batch_size, "teacher.train.micro_batch_size", most)
         self.pass_size = Halving(config.export.batch_size, "teacher.export.batch_size", most)
         self.done = Progress()
+        self.checked = False  # that every part gets a gradient
         self.best: dict[str, dict[str, Tensor]] | None = None
         self.items: Tensor | None = None  # [N, H] LLM states of the item texts
         self.since: list[tuple[float, float]] = []  # losses (item, lm) since the last validation
@@ -160,8 +161,8 @@ class TeacherTrainer:
                 "a finite loss",
                 "teacher.train.lr or precision",
             )
-        if step == _CHECK_GRADIENTS_AT and hybrid:
-            self._check_gradients()
+        if hybrid and not self.checked and step >= _CHECK_GRADIENTS_AT:
+            self._check_gradients(step)
         if self.train.grad_clip is not None:
             nn.utils.clip_grad_norm_([p for g in self.parts.values() for p in g], self.train.grad_clip)
         rate = learning_rate(step, self.total, 1.0, self.train.lr_floor, self.train.warmup_share)
@@ -195,7 +196,7 @@ class TeacherTrainer:
         sums = StepSums()
         for micro in micros[self.accelerator.process_index :: self.accelerator.num_processes]:
             self._micro(micro.to(model.device), hybrid, len(ids), max(tokens, 1), columns, sums)
-        self._reduce(sums)
+        self._reduce(sums, hybrid)
         return sums
 
     def _micro(
@@ -231,11 +232,13 @@ class TeacherTrainer:
         sums.entropy += float(-(g * g.clamp_min(1e-12).log()).sum())
         sums.load = g.sum(0).cpu() if sums.load is None else sums.load + g.sum(0).cpu()
 
-    def _reduce(self, sums: StepSums) -> None:
+    def _reduce(self, sums: StepSums, hybrid: bool) -> None:
         """Add gradients and sums over the processes (trained parameters are few: one call each)."""
         if self.accelerator.num_processes == 1:
             return
-        for group in self.parts.values():
+        for name, group in self.parts.items():
+            if name == "projector" and not hybrid:
+                continue  # no gradient, and so no step of Adam; a zero would be one
             for p in group:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 p.grad.copy_(self.accelerator.reduce(p.grad, "sum"))
@@ -248,11 +251,12 @@ class TeacherTrainer:
     def _coin(self, step: int) -> float:
         return float(numpy_stream(self.config.seed, "teacher_curriculum", step).random())
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, step: int) -> None:
+        self.checked = True
         for name, group in self.parts.items():
             if group and not any(p.grad is not None and bool(p.grad.any()) for p in group):
                 raise UserError(
-                    f"the gradient of {name} is zero at step {_CHECK_GRADIENTS_AT + 1}",
+                    f"the gradient of {name} is zero at step {step + 1}",
                     "every trained part to learn",
                     "teacher.objective, teacher.lora.targets or teacher.train.train_projector",
                 )
