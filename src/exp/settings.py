@@ -169,7 +169,10 @@ class Settings:
         file's own values."""
         task = HydraConfig.get().overrides.task
         if any(o.startswith("teacher=") for o in overrides):
-            task = [o for o in task if not o.lstrip("+~").startswith("teacher")]
+            # Every teacher has a seed; other settings of one teacher do not fit another.
+            task = [
+                o for o in task if o.startswith("teacher.seed=") or not o.lstrip("+~").startswith("teacher")
+            ]
         try:
             return Settings.load(compose("config", overrides=[*task, *overrides]))
         except (HydraException, OmegaConfBaseException) as e:
