@@ -88,10 +88,7 @@ class DistillObjective(Objective):
             loss = self.recommendation(self.student, hidden, batch, negatives, None, table)
             parts = {"recommendation": loss.detach().mean()}
         else:
-            scores = self.student.score(hidden, table, batch.history)
-            if scores.dtype in (torch.bfloat16, torch.float16):
-                scores = scores.float()  # sums over the catalogue need more than 8 bits
-            loss, ranking = self._rank(batch, scores, negatives)
+            loss, ranking = self._rank(batch, hidden, table, negatives)
             parts = {"recommendation": loss.detach().mean(), "ranking": ranking.detach().mean()}
             self.sample_losses[batch.rows] = loss.detach().to(self.sample_losses.dtype)
             loss = loss + ranking
@@ -120,11 +117,13 @@ class DistillObjective(Objective):
         table = kd_losses.fuse(own, self.projector(rows), self.config.ed_weight, self.config.offset)
         return self.student.encode(local[1:].view_as(batch.history), table), None
 
-    def _rank(self, batch: Batch, scores: Tensor, negatives: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _rank(
+        self, batch: Batch, hidden: Tensor, table: Tensor | None, negatives: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """student.loss [B], and lam * L_rd of every sample [B], 0 where it is not distilled.
 
         Args:
-            scores: [B, N].
+            hidden, table: of `_encode`.
             negatives: [B, M] items that the recommendation loss drew; the first is shared, as in the code.
         """
         c, rec = self.config, self.recommendation
@@ -133,12 +132,12 @@ class DistillObjective(Objective):
             shape = (batch.history, batch.target, self.student.n_items)
             negatives = sample_negatives(*shape, 1, self._generator)
         own = rec.columns(batch, negatives)
-        terms, dro = self._terms(scores, own, candidates)
+        scores, terms, dro = self._terms(batch, hidden, table, own, candidates)
         chosen = terms.values[:, own.shape[1] :]
         weights = kd_losses.ranking_weights(
             self.position,
             self.confidence[batch.rows],
-            kd_losses.consistency(scores, chosen, candidates.shape[1]),
+            kd_losses.consistency(scores, scores.gather(1, candidates), candidates.shape[1]),
             self.gammas,
         )
         if c.rd_loss == "ce":
@@ -153,28 +152,34 @@ class DistillObjective(Objective):
         loss = rec.from_terms(scores, terms, own.shape[1])
         return loss, c.lam * sample_weights * ranking
 
-    def _terms(self, scores: Tensor, own: Tensor, candidates: Tensor) -> tuple[CatalogueTerms, Tensor | None]:
-        """Terms at the columns of the recommendation loss, then the candidates; the candidates' DRO terms.
+    def _terms(
+        self, batch: Batch, hidden: Tensor, table: Tensor | None, own: Tensor, candidates: Tensor
+    ) -> tuple[Tensor, CatalogueTerms, Tensor | None]:
+        """Scores [B, N]; terms at the columns of the recommendation loss, then the candidates; the
+        candidates' DRO terms. One pass serves all, unless the DRO terms have different radii.
 
-        One pass serves both, unless their DRO terms have different radii.
+        Where no term sums over the catalogue, the score matrix (for the consistency weights) carries no
+        gradient: the chosen items are scored by themselves, which saves two products of its size.
         """
         c, rec = self.config, self.recommendation
-        student_beta = rec.config.dros_beta
-        shared = not rec.needs_dro or c.alpha == 0 or student_beta == c.beta
-        beta = student_beta if rec.needs_dro else c.beta
-        propensity = rec.propensity if rec.needs_dro or c.alpha > 0 else None
-        terms = catalogue_terms(
-            scores,
-            torch.cat([own, candidates], dim=1),
-            log_z=rec.needs_log_z or c.rd_loss == "ce",
-            propensity=propensity,
-            beta=beta,
-        )
+        columns = torch.cat([own, candidates], dim=1)
+        log_z = rec.needs_log_z or c.rd_loss == "ce"
+        dro = rec.needs_dro or c.alpha > 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (log_z or dro)):
+            scores = self.student.score(hidden, table, batch.history)
+        if scores.dtype in (torch.bfloat16, torch.float16):
+            scores = scores.float()  # sums over the catalogue need more than 8 bits
+        if not (log_z or dro):
+            values = self.student.score_items(hidden, columns + 1, table, batch.history)
+            return scores, CatalogueTerms(values.to(scores.dtype), None, None), None
+        beta = rec.config.dros_beta if rec.needs_dro else c.beta
+        propensity = rec.propensity if dro else None
+        terms = catalogue_terms(scores, columns, log_z=log_z, propensity=propensity, beta=beta)
         if c.alpha == 0:
-            return terms, None
-        if shared:
-            return terms, terms.dro[:, own.shape[1] :]
-        return terms, catalogue_terms(scores, candidates, propensity=rec.propensity, beta=c.beta).dro
+            return scores, terms, None
+        if beta == c.beta:
+            return scores, terms, terms.dro[:, own.shape[1] :]
+        return scores, terms, catalogue_terms(scores, candidates, propensity=propensity, beta=c.beta).dro
 
     def _align(self) -> Tensor:
         """Distance of the student's own item vectors to the projected ones, over all items or a draw of them."""
