@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from src.core.artifacts import is_complete
+from src.core.artifacts import MANIFEST, is_complete, read_json
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import model_dir, work_dir
-from src.core.run import Run, Stopwatch
+from src.core.run import Run
 from src.core.seed import numpy_stream, seed_everything
 from src.core.teacher_store import TeacherRows
 from src.teacher.checkpoint import load_teacher, save_teacher
@@ -75,17 +75,15 @@ class IloraTeacher:
     def load(self) -> None:
         """Encoder, LLM, prompts and an untrained model."""
         config, data = self.config, self.data
-        watch = Stopwatch()
         self.encoder = frozen_encoder(config.encoder, data, config.seed, self.subset)
-        self.encoder_seconds, watch = watch.seconds(), Stopwatch()
-        folder = None
+        folder, self.llm_seconds = None, 0.0
         if config.llm.tiny is not None:
             with self._team().main_first():  # Hugging Face writes a model in the main process only
                 folder = tiny_llm_folder(
                     config.llm.tiny, config.prompt, data, config.seed, self.accelerator.device, self.subset
                 )
+            self.llm_seconds = float(read_json(folder / MANIFEST)["train_seconds"])
         llm = load_llm(config.llm, folder)
-        self.llm_seconds = watch.seconds()
         self._check(llm.bidirectional)
         self.builder = PromptBuilder(config.prompt, llm.tokenizer, data.titles, llm.context, config.seed)
         prior = config.objective.item > 0 and config.objective.prior == "sasrec"
@@ -160,8 +158,9 @@ class IloraTeacher:
             "fingerprint": self.fingerprint,
             "llm": self.llm_identity,
             "training": {
-                "train_seconds": round(self.encoder_seconds + self.llm_seconds + done.seconds, 3),
-                "encoder_seconds": round(self.encoder_seconds, 3),
+                # What the encoder and the tiny LLM cost the run that made them, also where they are reused.
+                "train_seconds": round(self.encoder.seconds + self.llm_seconds + done.seconds, 3),
+                "encoder_seconds": round(self.encoder.seconds, 3),
                 "llm_seconds": round(self.llm_seconds, 3),
                 "train_samples": len(train_ids),
                 "steps": done.step,

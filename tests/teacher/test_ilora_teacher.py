@@ -217,6 +217,17 @@ def test_a_trained_teacher_is_reused_and_reloads_bit_for_bit(trained, make_confi
     assert (again.folder / "adapter" / "adapter_config.json").is_file()
 
 
+def test_training_time_counts_parts_that_an_earlier_run_made(trained, make_config, demo_data):
+    first, report = trained
+    assert report["train_seconds"] > report["encoder_seconds"] + report["llm_seconds"]
+    other = IloraTeacher(make_config("teacher.train.samples=32", "teacher.name=other"), demo_data)
+    again = other.prepare(None)  # the encoder and the tiny LLM are there already
+    assert not again["reused"]
+    assert again["encoder_seconds"] == pytest.approx(first.encoder.seconds, abs=1e-3)
+    assert again["llm_seconds"] == report["llm_seconds"]
+    assert min(again["encoder_seconds"], again["llm_seconds"]) > 0
+
+
 def test_stock_peft_loads_the_adapter_as_the_uniform_gate(trained, demo_data):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
