@@ -101,7 +101,9 @@ def test_report_files(rows: list[compare.Row], demo_data: InteractionData, tmp_p
     pairs = compare.differences(rows, demo_data, settings())
     report.write_report(folder, rows, demo_data, tables, pairs, {})
     text = (folder / "metrics" / "comparison.md").read_text()
-    assert "| metric | base | llm | base <- llm |" in text and "| NDCG@10 | 0.5000 | 1.0000 | 0.6309 |" in text
+    assert (
+        "| metric | base | llm | base <- llm |" in text and "| NDCG@10 | 0.5000 | 1.0000 | 0.6309 |" in text
+    )
     for plot in ("metrics.png", "differences.png"):
         assert (folder / "plots" / plot).read_bytes().startswith(b"\x89PNG")
 
