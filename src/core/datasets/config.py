@@ -16,12 +16,15 @@ REPEATS = ("keep", "first", "last", "consecutive")
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Sizes of the generated dataset (`reader: demo`)."""
+    """The generated dataset (`reader: demo`)."""
 
     users: int = setting("number of users", ge=2)
     items: int = setting("number of items", ge=30)
     groups: int = setting("latent item groups, visible in the titles' words", ge=2, le=16)
     interactions_per_user: int = setting("mean length of a user's log", ge=4)
+    zipf: float = setting("exponent of the popularity within a group; 0: all alike", ge=0.0)
+    late_share: float = setting("share of the items released late in the year", ge=0.0, lt=1.0)
+    mood_weight: float = setting("how much likelier an item of the user's mood is", gt=0.0)
     seed: int = setting("seed of the generator", ge=0)
 
 
@@ -88,7 +91,7 @@ class DatasetConfig:
     split_ratio: tuple[float, ...] = setting("shares of train, valid, test", ge=0.0, le=1.0)
     split_times: tuple[str, ...] | None = setting("first times of valid and test, instead of split_ratio")
     split_seed: int = setting("seed of user_split", ge=0)
-    demo: DemoConfig | None = setting("sizes of the generated dataset")
+    demo: DemoConfig | None = setting("settings of the generated dataset")
     csv: CsvConfig | None = setting("the user's own files")
     amazon: AmazonConfig | None = setting("part of the Amazon reviews")
     ilora: IloraConfig | None = setting("split files in iLoRA's form")

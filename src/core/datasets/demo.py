@@ -72,8 +72,8 @@ _THEMES = [
 _MOODS = ["Bright", "Dark", "Quiet", "Furious", "Strange", "Gentle"]
 MAX_GROUPS = len(_THEMES)
 
-_STAY, _SUCCESSOR, _MOOD_DRIFT, _MOOD_WEIGHT = 0.55, 0.21, 0.05, 4.0
-_ZIPF, _LATE_SHARE, _YEAR_START, _DAY = 0.8, 0.08, 1_577_836_800, 86_400
+_STAY, _SUCCESSOR, _MOOD_DRIFT = 0.55, 0.21, 0.05
+_YEAR_START, _DAY = 1_577_836_800, 86_400
 
 
 def files(raw_dir: Path, config: DatasetConfig) -> list[Path]:
@@ -127,8 +127,8 @@ def _walks(
     for g in range(demo.groups):
         own = rng.permutation(np.flatnonzero(group == g))
         members[g, : len(own)] = own
-    log_weight = np.broadcast_to(-_ZIPF * np.log(np.arange(1, size + 1)), members.shape)
-    late = rng.random(demo.items) < _LATE_SHARE
+    log_weight = np.broadcast_to(-demo.zipf * np.log(np.arange(1, size + 1)), members.shape)
+    late = rng.random(demo.items) < demo.late_share
     released = np.where(late, rng.uniform(0.6, 0.95, demo.items) * 365 * _DAY, 0.0)
     successors = np.stack([rng.permutation(demo.groups)[:2] for _ in range(demo.groups)])
 
@@ -154,7 +154,7 @@ def _walks(
         now[u] += rng.exponential(1.5 * _DAY, n)
         candidates = members[taste[u]]
         score = log_weight[taste[u]] + rng.gumbel(size=candidates.shape)  # Gumbel-max: a weighted draw
-        score += np.log(_MOOD_WEIGHT) * (mood[candidates] == user_mood[u, None])
+        score += np.log(demo.mood_weight) * (mood[candidates] == user_mood[u, None])
         open_ = ~seen[u[:, None], candidates] & (released[candidates] <= now[u, None])
         score[~open_] = -np.inf
         best = score.argmax(axis=1)
