@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# The study behind "does distillation help?": for every seed the baseline, the distilled student, its parts,
-# its controls and other teachers; ends with the comparison. Arguments are Hydra overrides for every stage;
-# SEEDS (default 1,2,3) and STUDENTS (default sasrec,gru4rec,caser) are comma-separated lists.
+# The study behind "does distillation help?": for every seed the baseline, the distilled student, its parts, its
+# controls and other teachers; ends with the comparison. Arguments are Hydra overrides for every stage.
+#   SEEDS     default 1,2,3
+#   STUDENTS  default sasrec,gru4rec,caser
+#   PARTS     beside baseline and distilled student; default controls,parts,teachers
 # The teacher is trained once, with teacher.seed=1.
 set -euo pipefail
 
@@ -10,6 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 seeds=${SEEDS:-1,2,3}
 students=${STUDENTS:-sasrec,gru4rec,caser}
+parts=,${PARTS-controls,parts,teachers},
 common=(skip_if_done=true teacher.seed=1 "$@")
 
 others=() # of the user's overrides, those that fit any teacher
@@ -18,21 +21,28 @@ for argument in "$@"; do
 done
 
 stage() { "${ANYO_PYTHON_BIN}" -m "src.exp.$1" "${@:2}"; }
+wanted() { [[ ${parts} == *,$1,* ]]; }
 
 stage run_teacher "${common[@]}"
-for teacher in sasrec knn popularity; do
+for teacher in sasrec knn markov popularity; do
   stage run_teacher "teacher=${teacher}" skip_if_done=true teacher.seed=1 ${others[@]+"${others[@]}"}
 done
 sweep=("seed=${seeds}" "student=${students}")
 stage run_student_baseline --multirun "${sweep[@]}" "${common[@]}"
 stage run_distill --multirun "${sweep[@]}" "${common[@]}"
-stage run_distill --multirun "${sweep[@]}" distill.control=shuffle_rankings,permute_embeddings,both "${common[@]}"
-stage run_distill --multirun "${sweep[@]}" distill.embedding=none "${common[@]}"
-stage run_distill --multirun "${sweep[@]}" distill.lam=0 "${common[@]}"
-for teacher in sasrec knn; do
-  stage run_distill --multirun "teacher=${teacher}" "${sweep[@]}" skip_if_done=true teacher.seed=1 \
-    ${others[@]+"${others[@]}"}
-done
+if wanted controls; then
+  stage run_distill --multirun "${sweep[@]}" distill.control=shuffle_rankings,permute_embeddings,both "${common[@]}"
+fi
+if wanted parts; then
+  stage run_distill --multirun "${sweep[@]}" distill.embedding=none "${common[@]}"
+  stage run_distill --multirun "${sweep[@]}" distill.lam=0 "${common[@]}"
+fi
+if wanted teachers; then
+  for teacher in sasrec knn; do
+    stage run_distill --multirun "teacher=${teacher}" "${sweep[@]}" skip_if_done=true teacher.seed=1 \
+      ${others[@]+"${others[@]}"}
+  done
+fi
 for student in ${students//,/ }; do
   stage run_eval_all compare=study "compare.seeds=[${seeds}]" "student=${student}" teacher.seed=1 "$@"
 done
