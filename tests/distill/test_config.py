@@ -31,7 +31,8 @@ def test_profiles_differ_where_the_code_is_wrong_and_nowhere_else() -> None:
         determining(make_settings("distill", n)) for n in ("dllm2rec", "dllm2rec_official")
     )
     differing = {key for key in corrected if corrected[key] != official[key]}
-    assert differing == {
+    tuned = {"lam", "embedding"}  # on validation; the official profile keeps the code's
+    assert differing == tuned | {
         "name",
         "history_candidates",
         "rd_loss",

@@ -57,6 +57,40 @@ def test_run_all_without_overrides(project):
     assert [name for name, _ in stages(project)] == ["run_teacher", *STAGES]
 
 
+def test_tuning_gives_both_sides_equally_many_trials(project):
+    grids = {"BASELINE_GRID": "student.lr=1,2 student.dropout=3,4", "DISTILL_GRID": "distill.lam=1,2,3,4"}
+    result = project.run("cmd/run_tuning.sh", "student=caser", **grids)
+    assert result.returncode == 0, result.stderr
+    own, skip = ["student=caser"], ["skip_if_done=true"]
+    assert stages(project) == [
+        ("run_student_baseline", ["--multirun", *own, "student.lr=1,2", "student.dropout=3,4", *skip]),
+        ("run_teacher", own + skip),
+        ("run_distill", ["--multirun", *own, "distill.lam=1,2,3,4", *skip]),
+        ("trials", ["student_baseline", *own]),
+        ("trials", ["distill", *own]),
+    ]
+    uneven = project.run("cmd/run_tuning.sh", **grids | {"DISTILL_GRID": "distill.lam=1,2"})
+    assert uneven.returncode == 1
+    assert "found 4 baseline and 2 distillation trials, expected equally many" in uneven.stderr
+    assert len(stages(project)) == 5
+
+
+def test_study_runs_the_parts_that_are_asked_for(project):
+    result = project.run(
+        "cmd/run_study.sh", "dataset=demo_study", SEEDS="4", STUDENTS="caser", PARTS="controls"
+    )
+    assert result.returncode == 0, result.stderr
+    ran = stages(project)
+    assert [name for name, _ in ran] == ["run_teacher"] * 5 + [
+        "run_student_baseline",
+        "run_distill",
+        "run_distill",
+        "run_eval_all",
+    ]
+    assert all("teacher.seed=1" in arguments and "dataset=demo_study" in arguments for _, arguments in ran)
+    assert "distill.control=shuffle_rankings,permute_embeddings,both" in ran[7][1]
+
+
 def test_run_all_stops_at_the_failing_stage(project):
     result = project.run("cmd/run_all.sh", STUB_FAILS="src.exp.run_student_baseline")
     assert result.returncode == 3
