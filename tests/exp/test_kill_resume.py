@@ -1,6 +1,6 @@
 """SIGKILL at random points: the same command goes on, and ends with the same bytes as an undisturbed run.
 
-A stage runs as a process of its own and is killed a random time after a line of its log that says that the
+A stage runs as a process of its own (`forking`) and is killed a random time after a line of its log that says that the
 stage has begun, so that the points spread over its work and not over the imports. What comes out does not
 depend on where a kill falls. The long version, 50 kills per stage, tells where they fell:
 
@@ -15,19 +15,19 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from src.core.artifacts import sha256_file
-from src.core.paths import ROOT
 from tests.exp.conftest import TINY, TINY_TEACHER
+from tests.exp.forking import Forker
 
 OVERRIDES = (
     *TINY,
@@ -73,32 +73,42 @@ class Ended:
         return next((t for t, line in self.lines if re.search(pattern, line)), None)
 
 
-def run(root: Path, entry: str, begins: str = "", delay: float = 0.0, signum: int = signal.SIGKILL) -> Ended:
-    """Run an entry point with data and results below `root`.
+Run = Callable[..., Ended]
 
-    Args:
-        begins: the process is sent `signum` `delay` seconds after the first line that matches; "": never.
+
+def _send(pid: int, signum: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(pid, signum)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """`run(root, entry, begins, delay, signum)`: an entry point with data and results below `root`.
+
+    `begins`: the process is sent `signum` `delay` seconds after the first line that matches; "": never.
     """
-    env = {**os.environ, "ANYO_DATA_ROOT": str(root / "data"), "ANYO_RESULT_ROOT": str(root / "result")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"src.exp.{entry}", *OVERRIDES],
-        cwd=ROOT,
-        env={**env, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    ended, timer = Ended(0), None
-    assert process.stderr is not None
-    for line in process.stderr:
-        ended.lines.append((time.monotonic(), line.rstrip()))
-        if begins and timer is None and re.search(begins, line):
-            timer = threading.Timer(delay, process.send_signal, [signum])
-            timer.start()
-    ended.code = process.wait(timeout=300)
-    if timer is not None:
-        timer.cancel()
-    return ended
+    forker, pipe = Forker(), tmp_path_factory.mktemp("pipe") / "stderr"
+    os.mkfifo(pipe)
+
+    def call(
+        root: Path, entry: str, begins: str = "", delay: float = 0.0, signum: int = signal.SIGKILL
+    ) -> Ended:
+        env = {"ANYO_DATA_ROOT": str(root / "data"), "ANYO_RESULT_ROOT": str(root / "result")}
+        pid, ended, timer = forker.start(entry, list(OVERRIDES), env, str(pipe)), Ended(0), None
+        with open(pipe) as stderr:
+            for line in stderr:
+                ended.lines.append((time.monotonic(), line.rstrip()))
+                if begins and timer is None and re.search(begins, line):
+                    timer = threading.Timer(delay, _send, [pid, signum])
+                    timer.start()
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+        ended.code = forker.wait()
+        return ended
+
+    yield call
+    forker.close()
 
 
 def results(root: Path) -> dict[str, object]:
@@ -140,7 +150,7 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def undisturbed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     root = tmp_path_factory.mktemp("undisturbed")
     seconds: dict[str, float] = {}
     for entry in ("run_teacher", "run_student_baseline", "run_distill"):
@@ -181,7 +191,9 @@ def check(root: Path, expected: dict[str, object]) -> None:
     assert not left, f"temporary files left behind: {left}"
 
 
-def kill_and_compare(name: str, made: Undisturbed, root: Path, kills: int, rng: random.Random) -> None:
+def kill_and_compare(
+    name: str, run: Run, made: Undisturbed, root: Path, kills: int, rng: random.Random
+) -> None:
     """Kill a part `kills` times while it works; where it ends all the same, compare and start anew."""
     part, where, compared = PARTS[name], Counter[str](), 0
     fresh(made, part, root)
@@ -203,7 +215,7 @@ def kill_and_compare(name: str, made: Undisturbed, root: Path, kills: int, rng: 
         print(f"  {count:3d} {line}")
 
 
-def test_one_kill_per_stage(tmp_path: Path, undisturbed: Undisturbed) -> None:
+def test_one_kill_per_stage(tmp_path: Path, run: Run, undisturbed: Undisturbed) -> None:
     """One pipeline; the teacher's entry point is killed while it trains, and again while it ranks."""
     rng = random.Random(1)
     for part in PARTS.values():
@@ -216,12 +228,12 @@ def test_one_kill_per_stage(tmp_path: Path, undisturbed: Undisturbed) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
-def test_fifty_kills_per_stage(tmp_path: Path, undisturbed: Undisturbed, name: str) -> None:
-    kill_and_compare(name, undisturbed, tmp_path / "root", 50, random.Random(2))
+def test_fifty_kills_per_stage(tmp_path: Path, run: Run, undisturbed: Undisturbed, name: str) -> None:
+    kill_and_compare(name, run, undisturbed, tmp_path / "root", 50, random.Random(2))
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_at_the_next_step(tmp_path: Path, signum: int, code: int) -> None:
+def test_signals_end_at_the_next_step(tmp_path: Path, run: Run, signum: int, code: int) -> None:
     ended = run(tmp_path, "run_student_baseline", "epoch 2/", signum=signum)
     assert ended.code == code
     (status,) = (tmp_path / "result").glob("*/status.json")
