@@ -100,9 +100,12 @@ def _state(folder: Path) -> str:
 def _time(stage: str) -> str:
     """What the newest completed run of this stage took; its sizes may differ."""
     for status in sorted(result_root().glob("*/status.json"), reverse=True):
-        fields = read_object(status)
         times = status.parent / "metrics" / "time.json"
-        if (fields.get("stage"), fields.get("state")) == (stage, "completed") and times.is_file():
-            seconds = sum(v for v in read_object(times).values() if type(v) in (int, float))
+        try:
+            fields, spent = read_object(status), read_object(times) if times.is_file() else {}
+        except UserError:  # another run's folder is no matter of this one
+            continue
+        if (fields.get("stage"), fields.get("state")) == (stage, "completed") and spent:
+            seconds = sum(v for v in spent.values() if type(v) in (int, float))
             return f"time: the latest completed {stage} run took {seconds:.0f} s ({status.parent.name})"
     return f"time: no completed {stage} run yet; the log of the run gives rate and time left"

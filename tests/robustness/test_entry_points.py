@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -55,9 +54,7 @@ def test_bad_command_line(stage: Stage, name: str, overrides: list[str], says: s
 
 @pytest.mark.parametrize("name", STAGES)
 def test_plan_of_every_stage(stage: Stage, name: str) -> None:
-    started = time.monotonic()
     ended = stage(name, *TINY, *TINY_TEACHER, "dry_run=true")
-    assert time.monotonic() - started < 20
     if name == "run_distill":
         assert ended.code == 2 and "no teacher outputs at" in ended.error_line
         return

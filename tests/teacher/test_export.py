@@ -12,6 +12,7 @@ import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +42,20 @@ def test_the_forecast_comes_before_the_first_shard(demo_data, tmp_path, caplog):
     # the bytes of the forecast are those of the files, but for headers, embeddings and the manifest
     size = sum(p.stat().st_size for p in store.folder.rglob("*.npy"))
     assert abs(size - export_module.forecast_bytes(n, 10, 0)) <= 3 * 5 * 128
+
+
+def test_progress_counts_samples_and_says_what_is_left(demo_data, tmp_path, caplog, monkeypatch):
+    """Every look at the clock is ten seconds later than the last one."""
+    from src.core import logging as core_logging
+
+    ticks = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(core_logging, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    with caplog.at_level(logging.INFO):
+        fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
+    told = [r.getMessage() for r in caplog.records if r.name == "progress"]
+    n = len(demo_data.splits["train"])
+    # the second shard of 100 ends at 20 s: 10 samples/s
+    assert told[0] == f"export train: 200/{n} sample, 10.0/s, {(n - 200) / 10:.0f} s left"
 
 
 def test_an_interrupted_export_goes_on_to_the_same_bytes(trained, demo_data, tmp_path, monkeypatch):
@@ -279,6 +294,13 @@ class TestRefusals:
         with pytest.raises(UserError, match="dataset_fingerprint is .*; expected 'other'"):
             fill_store(compose_teacher(*KNN), replace(demo_data, fingerprint="other"), tmp_path / "fp", None)
 
+    def test_a_store_under_the_name_of_another_configuration(self, demo_data, tmp_path):
+        """Renamed by hand, it would be reused for settings that did not make it."""
+        store, _ = fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
+        store.folder.rename(tmp_path / "other")
+        with pytest.raises(UserError, match="teacher_fingerprint is 'fp'; expected 'other'"):
+            fill_store(compose_teacher(*KNN), demo_data, tmp_path / "other", None)
+
 
 def test_rows_do_not_depend_on_the_shards(trained, demo_data, tmp_path):
     """Several shard sizes: the same rankings; scores within float32 rounding."""
@@ -306,13 +328,14 @@ def test_the_store_is_closed_to_rows_of_others(tmp_path):
 
 def test_hashes_of_a_copy(demo_data, tmp_path):
     store, _ = fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
-    shutil.copytree(store.folder, tmp_path / "copy")
-    TeacherStore(tmp_path / "copy", demo_data.fingerprint)
-    marks = tmp_path / "copy" / "train" / "in_sample.npy"
+    copy = tmp_path / "elsewhere" / "fp"
+    shutil.copytree(store.folder, copy)
+    TeacherStore(copy, demo_data.fingerprint)
+    marks = copy / "train" / "in_sample.npy"
     before = sha256_file(marks)
     blob = bytearray(marks.read_bytes())
     blob[-1] ^= 1
     marks.write_bytes(blob)
     assert sha256_file(marks) != before
     with pytest.raises(UserError, match="in_sample.npy does not have the hash"):
-        TeacherStore(tmp_path / "copy", demo_data.fingerprint)
+        TeacherStore(copy, demo_data.fingerprint)
