@@ -184,6 +184,18 @@ def load_manifest(folder: Path, expect: Mapping[str, Any], fix: str) -> dict[str
     return manifest
 
 
+def number_in(fields: Mapping[str, Any], key: str, where: Path, fix: str) -> float:
+    """The number at `key` of an artifact's notes, which other programs may have written.
+
+    Raises:
+        UserError: there is none.
+    """
+    value = fields.get(key) if isinstance(fields, Mapping) else None
+    if type(value) not in (int, float) or not -1e300 < value < 1e300:
+        raise UserError(f"{where}: {key} is {value!r}", "a number", fix)
+    return float(value)
+
+
 @contextmanager
 def lock(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Hold an exclusive lock for the artifact at `path`; a second process waits (and says so).

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,22 +97,36 @@ def close_logging() -> None:
 
 
 def progress(
-    items: Iterable[T], description: str, total: int | None = None, unit: str = "batch"
+    items: Iterable[T],
+    description: str,
+    total: int | None = None,
+    unit: str = "batch",
+    size: Callable[[T], int] = lambda _: 1,
 ) -> Iterator[T]:
-    """Iterate with a bar on a terminal; elsewhere a line at most every 15 s, with rate and time left."""
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
+    """Iterate with a bar on a terminal; elsewhere a line at most every 15 s, with rate and time left.
+
+    Args:
+        total: number of items; None: their length, where they have one.
+        unit: what is counted.
+        size: how many units an item counts for; only of a sequence.
+    """
+    if total is None and isinstance(items, Sequence):
+        total = sum(map(size, items))
     if sys.stderr.isatty():
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        with logging_redirect_tqdm():
-            yield from tqdm(items, desc=description, total=total, unit=unit, leave=False, dynamic_ncols=True)
+        bar = tqdm(desc=description, total=total, unit=unit, leave=False, dynamic_ncols=True)
+        with logging_redirect_tqdm(), bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
         return
     log, started = get_logger("progress"), time.monotonic()
-    last = started
-    for done, item in enumerate(items, start=1):
+    last, done = started, 0
+    for item in items:
         yield item
+        done += size(item)
         if (now := time.monotonic()) - last >= _LINE_EVERY_S:
             last, rate = now, done / (now - started)
             left = f", {(total - done) / rate:.0f} s left" if total else ""

@@ -29,6 +29,7 @@ from src.core.artifacts import (
     is_complete,
     load_manifest,
     load_npy,
+    number_in,
     publish,
     read_json,
     save_npy,
@@ -99,7 +100,7 @@ class StoreWriter:
         missing = [ids for ids in own if not is_complete(self._shard(piece, ids))]
         if len(missing) < len(own):
             log.info("%s: %d of %d shards are there already", piece, len(own) - len(missing), len(own))
-        for ids in progress(missing, f"export {piece}", unit="shard"):
+        for ids in progress(missing, f"export {piece}", unit="sample", size=len):
             watch = Stopwatch()
             self._write_shard(piece, rank(ids), ids, watch)
             check_stop()
@@ -117,7 +118,8 @@ class StoreWriter:
             for piece, samples in _pieces(split, given).items()
             for ids in self.shards(samples)
         ]
-        return sum(read_json(shard / MANIFEST)["seconds"] for shard in shards)
+        fix = "delete this shard and export again"
+        return sum(number_in(read_json(shard / MANIFEST), "seconds", shard, fix) for shard in shards)
 
     def _shard(self, piece: str, ids: np.ndarray) -> Path:
         return self.partial / piece / f"{ids[0]:012d}-{ids[-1]:012d}"
@@ -270,9 +272,17 @@ class TeacherStore:
         self.manifest = load_manifest(
             folder, {"format_version": FORMAT_VERSION, "dataset_fingerprint": dataset_fingerprint}, fix
         )
+        written_for = self.manifest.get("teacher_fingerprint", folder.name)
+        if written_for != folder.name:  # copied or renamed: its rows answer another configuration
+            raise UserError(f"{folder}: teacher_fingerprint is {written_for!r}", repr(folder.name), fix)
         for key in ("top_k", "n_items", "embedding_dim"):
             if type(value := self.manifest.get(key)) is not int or value < 1:
                 raise UserError(f"{folder / MANIFEST}: {key} is {value!r}", "a teacher-output store's", fix)
+        counts, trained = self.manifest.get("n_samples"), self.manifest.get("trained", {})
+        if not isinstance(counts, dict) or any(type(n) is not int or n < 1 for n in counts.values()):
+            raise UserError(f"{folder / MANIFEST}: n_samples is {counts!r}", "rows by split", fix)
+        if not isinstance(trained, dict):
+            raise UserError(f"{folder / MANIFEST}: trained is {trained!r}", "a report by name", fix)
         if (kind := self.manifest.get("score_kind")) not in SCORE_KINDS:
             raise UserError(
                 f"{folder / MANIFEST}: score_kind is {kind!r}", f"one of {', '.join(SCORE_KINDS)}", fix
@@ -281,6 +291,11 @@ class TeacherStore:
     @property
     def top_k(self) -> int:
         return int(self.manifest["top_k"])
+
+    def seconds(self, key: str, within: str | None = None) -> float:
+        """A time of the manifest, or of its part `within`; raises UserError where there is none."""
+        fields = self.manifest if within is None else self.manifest.get(within, {})
+        return number_in(fields, key, self.folder / MANIFEST, "the teacher that wrote it, and export again")
 
     @property
     def score_kind(self) -> str:

@@ -1,7 +1,8 @@
-"""GPU memory and time of a teacher's training before it starts: rough on purpose, from configurations alone."""
+"""GPU memory of a teacher's training before it starts: rough on purpose, from configurations alone."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from src.core.paths import resolve
 from src.teacher.config import IloraConfig, LLMConfig
 
 _GIB = 2**30
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _BYTES_4BIT = 0.55  # nf4 with double quantisation
-_TOKENS_PER_ITEM, _TOKENS_AROUND = 12, 48  # of a title with its placeholder; of the instruction and the cue
+TOKENS_PER_ITEM, _TOKENS_AROUND = 12, 48  # of a title with its placeholder; of the instruction and the cue
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,20 @@ def _shape(fields: dict[str, Any]) -> Shape | None:
     return Shape(hidden, intermediate, layers, first("vocab_size") or 32000, kv, context)
 
 
+def prompt_tokens(shape: Shape, max_history: int) -> int:
+    return min(shape.context, _TOKENS_AROUND + TOKENS_PER_ITEM * max_history)
+
+
 def memory(config: IloraConfig, shape: Shape, max_history: int) -> dict[str, float]:
     """Bytes by use: frozen weights, trained parts with Adam, activations of one micro-batch.
 
     Activations by Korthikanti et al. (2022), 34 B x T x H per block in half precision without the attention
     matrix, which fused attention does not keep; with checkpointing 2 B x T x H per block and one block whole.
     """
-    size = _BYTES[config.llm.dtype]
+    size = BYTES[config.llm.dtype]
     weights = shape.parameters() * (_BYTES_4BIT if config.llm.quantization == "4bit" else size)
     trained = shape.lora_parameters(config.lora.rank) * 16.0  # weight, gradient, two moments in float32
-    tokens = min(shape.context, _TOKENS_AROUND + _TOKENS_PER_ITEM * max_history)
+    tokens = prompt_tokens(shape, max_history)
     unit = config.train.micro_batch_size * tokens * shape.hidden * size / 2
     per_block = 34.0 * unit
     blocks = (
@@ -99,13 +104,26 @@ def memory_lines(config: IloraConfig, max_history: int) -> list[str]:
     """The forecast as one line of the plan, beside what the GPU has (or `no GPU`)."""
     shape = llm_shape(config.llm)
     if shape is None:
+        named = _by_name(config.llm)
         return [
-            f"memory of {config.llm.path}: not known before its configuration is on this machine; {_gpu()}"
+            f"memory of {config.llm.path}: {named}more is not known before its configuration is on this machine; {_gpu()}"
         ]
     parts = memory(config, shape, max_history)
     shown = ", ".join(f"{name} {value / _GIB:.2f}" for name, value in parts.items())
     line = f"LLM of {shape.parameters() / 1e6:.1f} M parameters, about {sum(parts.values()) / _GIB:.2f} GiB ({shown})"
     return [f"{line}; {_gpu()}; where it does not fit, the micro-batch is halved up to three times"]
+
+
+def _by_name(config: LLMConfig) -> str:
+    """The weights' bytes where the model's name tells its size ("Llama-2-7b-hf")."""
+    found = re.search(
+        r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z])", str(config.path).rpartition("/")[2].lower()
+    )
+    if found is None:
+        return ""
+    count = float(found[1]) * {"b": 1e9, "m": 1e6}[found[2]]
+    size = _BYTES_4BIT if config.quantization == "4bit" else BYTES[config.dtype]
+    return f"by its name about {count * size / _GIB:.1f} GiB of weights; "
 
 
 def _gpu() -> str:

@@ -144,7 +144,7 @@ def record_student(
 def store_note(store: TeacherStore, data: InteractionData) -> str | None:
     """One line for the table where a teacher saw or ranked only some of the training samples."""
     m, n = store.manifest, len(data.splits["train"])
-    trained, exported = m["trained"].get("train_samples", n), m["n_samples"]["train"]
+    trained, exported = m.get("trained", {}).get("train_samples", n), m["n_samples"]["train"]
     if trained == exported == n:
         return None
     return f"{m['teacher']} was trained on {trained} and exported for {exported} of {n} training samples"

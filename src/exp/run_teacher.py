@@ -32,10 +32,10 @@ def work(settings: Settings, run: Run) -> float | None:
         log.info("quality of the teacher's rankings: %s/quality.md", quality)
     run.write_times(
         reused=reused,
-        teacher_train_time_total=store.manifest["trained"]["train_seconds"],
-        distill_teacher_export_time=store.manifest["export_seconds"],
+        teacher_train_time_total=store.seconds("train_seconds", within="trained"),
+        distill_teacher_export_time=store.seconds("export_seconds"),
     )
-    shorter = 0 if store.manifest["history_excluded"] else data.max_history
+    shorter = 0 if store.manifest.get("history_excluded") else data.max_history
     lengths = (store.top_k, store.top_k - shorter)
     valid, test = StoreRanks(store, data, "valid"), StoreRanks(store, data, "test")
     return record(

@@ -14,7 +14,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.core.artifacts import artifact_folder, load_manifest, write_manifest
+from src.core.artifacts import artifact_folder, load_manifest, number_in, write_manifest
 from src.core.errors import UserError
 from src.teacher.ilora_model import IloraModel
 
@@ -87,5 +87,6 @@ def load_teacher(folder: Path, model: IloraModel, **expect: Any) -> dict[str, An
     """
     fix = f"delete {folder}, or the settings it was trained with"
     manifest = load_manifest(folder, {"format_version": FORMAT_VERSION, **expect}, fix)
+    number_in(manifest.get("training", {}), "train_seconds", folder, fix)
     load_trained_state(model, _read_parts(folder), str(folder))
     return manifest

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.artifacts import is_complete, load_manifest, lock
+from src.core.artifacts import is_complete, load_manifest, lock, number_in
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
@@ -112,5 +112,6 @@ def frozen_encoder(
         shutil.rmtree(work, ignore_errors=True)  # also what a kill after the training left
     manifest = load_manifest(folder, {"dataset_fingerprint": data.fingerprint, "fingerprint": fp}, fix)
     student, _ = load_student_model(folder, fingerprint=fp)
-    log.info("frozen encoder %s: valid NDCG@10 %.4f", folder, manifest["valid_ndcg10"])
-    return FrozenEncoder(student, float(manifest["train_seconds"]), reused)
+    value, seconds = (number_in(manifest, key, folder, fix) for key in ("valid_ndcg10", "train_seconds"))
+    log.info("frozen encoder %s: valid NDCG@10 %.4f", folder, value)
+    return FrozenEncoder(student, seconds, reused)

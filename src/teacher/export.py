@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from src.core.artifacts import is_complete, now, read_json, write_json
+from src.core.artifacts import is_complete, now, number_in, read_json, write_json
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.git_info import git_info
@@ -150,7 +150,9 @@ class _Export:
         note = self.writer.partial / f"{piece}.json"
         if self.team.agree(note.is_file() and self.writer.missing(piece, samples) == 0):
             log.info("%s is done already", piece)
-            return read_json(note)
+            report = read_json(note)
+            number_in(report, "train_seconds", note, f"delete {note.parent} and export again")
+            return report
         learned = np.setdiff1d(self.data.splits["train"], held_out)
         log.info("%s: a teacher trained on %d samples ranks %d", piece, len(learned), len(samples))
         gc.collect()  # one teacher in memory at a time

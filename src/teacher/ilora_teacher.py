@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from src.core.artifacts import MANIFEST, is_complete, read_json
+from src.core.artifacts import MANIFEST, is_complete, number_in, read_json
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
@@ -82,7 +82,8 @@ class IloraTeacher:
                 folder = tiny_llm_folder(
                     config.llm.tiny, config.prompt, data, config.seed, self.accelerator.device, self.subset
                 )
-            self.llm_seconds = float(read_json(folder / MANIFEST)["train_seconds"])
+            made = read_json(folder / MANIFEST)
+            self.llm_seconds = number_in(made, "train_seconds", folder, f"delete {folder}")
         llm = load_llm(config.llm, folder)
         self._check(llm.bidirectional)
         self.builder = PromptBuilder(config.prompt, llm.tokenizer, data.titles, llm.context, config.seed)

@@ -6,7 +6,7 @@ good on them and teaches nothing new. Written beside the store as `<fp>.quality/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from src.core.artifacts import (
     write_json,
     write_manifest,
     write_text,
-    writing,
 )
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
@@ -30,9 +29,9 @@ from src.core.teacher_store import TeacherRows, TeacherStore
 from src.student.config import StudentConfig
 from src.teacher.config import ExportConfig, PopularityConfig, SasrecConfig
 from src.teacher.interfaces import Teacher
+from src.teacher.quality_report import KS, markdown, plot
 
 FORMAT_VERSION = 1
-KS = (1, 3, 5, 10, 20, 50)
 _FLOOR = 1e-8  # as in the confidence weights of `distill`
 log = get_logger(__name__)
 
@@ -219,94 +218,6 @@ def write_quality(folder: Path, report: Mapping[str, Any]) -> None:
     with artifact_folder(folder) as tmp:
         write_json(tmp / "quality.json", report)
         write_text(tmp / "quality.md", markdown(report))
-        _plot(tmp / "quality.png", report)
+        plot(tmp / "quality.png", report)
         keys = ("format_version", "dataset", "dataset_fingerprint", "teacher", "store")
         write_manifest(tmp, {key: report[key] for key in keys})
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report as tables, one per group, each with a line that sums it up."""
-    k = report["top_k"]
-    lines = [
-        f"# Teacher {report['teacher']} on {report['dataset']}",
-        "",
-        f"Store `{report['store']}`, {k} items per ranking, scores are {report['score_kind']}; "
-        f"{report['trained_on']} training samples are in sample for the teacher. Every model is cut to lists of {k}; sasrec and popularity "
-        "learned from the whole training split, so all of `train` is in sample for them. NDCG and HitRatio rank "
-        "history items like all others; `excl.` leaves them out.",
-    ]
-    for name, group in report["groups"].items():
-        lines += ["", f"## {name}: {group['n']} samples" + _drawn(group), "", *_table(group, k), ""]
-        lines.append(_summary(report["teacher"], group, report["confidence_k"]))
-    return "\n".join(lines) + "\n"
-
-
-def _drawn(group: Mapping[str, Any]) -> str:
-    return f", drawn from {group['of']}" if group["of"] > group["n"] else ""
-
-
-def _table(group: Mapping[str, Any], top_k: int) -> list[str]:
-    ks = [n for n in (1, 10, 20) if n <= top_k]
-    head = ["model", *(f"HitRatio@{n}" for n in ks), *(f"NDCG@{n}" for n in ks[1:])]
-    head += [f"NDCG@{n} excl." for n in ks[1:]] + ["contains target"]
-    overlaps = list(next(iter(group["models"].values())).get("overlap_with_sasrec", {}))
-    head += [f"overlap{n} with sasrec" for n in overlaps]
-    rows = []
-    for model, f in group["models"].items():
-        cells: Sequence[float | None] = [
-            *(f["history_ranked"][f"HitRatio@{n}"] for n in ks),
-            *(f["history_ranked"][f"NDCG@{n}"] for n in ks[1:]),
-            *(f["history_excluded"].get(f"NDCG@{n}") for n in ks[1:]),
-            f["contains_target"],
-            *(f["overlap_with_sasrec"][n] for n in overlaps),
-        ]
-        rows.append([model, *("–" if c is None else f"{c:.4f}" for c in cells)])
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-
-
-def _summary(teacher: str, group: Mapping[str, Any], k: int) -> str:
-    metric = "NDCG@10" if "NDCG@10" in group["models"][teacher]["history_ranked"] else "NDCG@1"
-    values = {m: f["history_ranked"][metric] for m, f in group["models"].items()}
-    ratios = [
-        f"{values[teacher] / value:.2f} times {m}'s"
-        for m, value in values.items()
-        if m != teacher and value > 0
-    ]
-    line = f"{metric} of {teacher} is {' and '.join(ratios)}. " if ratios else ""
-    scaled, raw = (group["confidence"][s]["mean"] for s in ("minmax", "none"))
-    return (
-        f"{line}Entropy of the confidence weights over {k} candidates, 1 = all alike: "
-        f"{scaled:.3f} with scaled distances, {raw:.3f} with raw ones."
-    )
-
-
-def _plot(path: Path, report: Mapping[str, Any]) -> None:
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
-    groups = report["groups"]
-    models = list(next(iter(groups.values()))["models"])
-    figure = Figure(figsize=(11, 3.2 * len(groups)), layout="constrained")
-    axes = figure.subplots(len(groups), 3, squeeze=False)
-    for (name, group), (ndcg, hits, bars) in zip(groups.items(), axes, strict=True):
-        for axis, metric in ((ndcg, "NDCG"), (hits, "HitRatio")):
-            for model in models:
-                curve = group["models"][model]["history_ranked"]
-                ks = [n for n in KS if f"{metric}@{n}" in curve]
-                axis.plot(ks, [curve[f"{metric}@{n}"] for n in ks], marker="o", label=model)
-            axis.set(xscale="log", xlabel="K", ylabel=f"{metric}@K", xticks=ks, xticklabels=ks)
-            axis.set_title(f"{name} (n={group['n']})", fontsize="medium")
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-        ndcg.legend()
-        shares = {"contains\ntarget": group["models"][report["teacher"]]["contains_target"]}
-        shares |= {
-            f"overlap\nsasrec\n{n}": value
-            for n, value in group["models"][report["teacher"]].get("overlap_with_sasrec", {}).items()
-        }
-        shares |= {f"entropy\n{s}": group["confidence"][s]["mean"] for s in ("minmax", "none")}
-        bars.bar(list(shares), list(shares.values()), color="tab:gray")
-        bars.bar_label(bars.containers[0], fmt="%.2f")
-        bars.set(ylim=(0, 1.12), title=report["teacher"])
-        bars.tick_params(axis="x", labelsize="small")
-    with writing(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=110)

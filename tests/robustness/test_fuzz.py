@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +23,9 @@ from src.core.errors import UserError
 from src.core.teacher_store import TeacherStore
 from tests.robustness.conftest import Artifacts, reseal
 from tests.robustness.raw_files import SOURCES, config_of
+
+if TYPE_CHECKING:
+    from src.teacher.ilora_teacher import IloraTeacher
 
 SECONDS = 5.0  # far above any of these on a busy machine; a hang would be caught here
 FUZZ = settings(
@@ -120,17 +126,24 @@ def test_manifests(data: st.DataObject, artifacts: Artifacts, tmp_path: Path) ->
         assert found == written
 
 
-@pytest.mark.parametrize("kind", ["dataset", "store", "student", "selection"])
+@pytest.mark.parametrize("kind", ["dataset", "store", "student", "selection", "encoder", "llm", "teacher"])
 @FUZZ
 @given(data=st.data())
 def test_sealed_manifests_of_any_json(
-    kind: str, data: st.DataObject, artifacts: Artifacts, tmp_path: Path
+    kind: str, data: st.DataObject, artifacts: Artifacts, llm_teacher: LLMTeacher, tmp_path: Path
 ) -> None:
     """Fields of any JSON under a fitting hash: the loaders refuse or open, and never stumble."""
     from src.distill.selection_files import read_selection
     from src.student.serving import load_student
 
-    source = getattr(artifacts, kind)
+    own = {"encoder": llm_teacher.encoder, "llm": llm_teacher.llm, "teacher": llm_teacher.folder}
+    source = own.get(kind) or getattr(artifacts, kind)
+    if kind in own:  # they are found by their fingerprints, in a data root of their own
+        data_root = tmp_path / "data"
+        _once(llm_teacher.data_root, data_root)
+        folder = data_root / source.relative_to(llm_teacher.data_root)
+        _sealed_teacher(source, folder, data, data_root, llm_teacher)
+        return
     folder = _once(source, tmp_path / kind)
     manifest = json.loads((source / "manifest.json").read_text())
     key = data.draw(st.sampled_from(sorted(manifest.keys() - {"files", "sha256"})))
@@ -147,6 +160,22 @@ def test_sealed_manifests_of_any_json(
         load()
     except UserError as e:
         assert "\n" not in str(e)
+
+
+def _sealed_teacher(
+    source: Path, folder: Path, data: st.DataObject, data_root: Path, made: LLMTeacher
+) -> None:
+    manifest = json.loads((source / "manifest.json").read_text())
+    key = data.draw(st.sampled_from(sorted(manifest.keys() - {"files", "sha256"})))
+    (folder / "manifest.json").write_bytes((source / "manifest.json").read_bytes())
+    reseal(folder, **{key: data.draw(JSON)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYO_DATA_ROOT", str(data_root))
+        try:
+            made.again().prepare(None)
+        except UserError as e:
+            assert "\n" not in str(e)
+    (folder / "manifest.json").write_bytes((source / "manifest.json").read_bytes())
 
 
 @FUZZ
@@ -209,6 +238,35 @@ def test_official_files(data: st.DataObject, tmp_path: Path) -> None:
         return
     assert found.rankings.min() >= 1 and found.rankings.max() <= 3 and len(found.rankings) == 2
     assert np.isfinite(found.distances).all() and (np.diff(found.distances, axis=1) >= 0).all()
+
+
+@dataclass(frozen=True)
+class LLMTeacher:
+    """A trained teacher of the smallest size, and where its parts lie."""
+
+    data_root: Path
+    encoder: Path
+    llm: Path
+    folder: Path
+    again: Callable[[], IloraTeacher]
+
+
+@pytest.fixture(scope="module")
+def llm_teacher(artifacts: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> LLMTeacher:
+    from src.teacher.ilora_teacher import IloraTeacher
+    from tests.teacher.conftest import SMALL, TINY, compose_teacher
+
+    config = compose_teacher(*SMALL, *TINY, "teacher.train.samples=32", "teacher.encoder.max_epochs=1")
+    root = tmp_path_factory.mktemp("llm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYO_DATA_ROOT", str(root))
+        teacher = IloraTeacher(config, artifacts.data)
+        teacher.prepare(None)
+    (encoder,), (llm,) = (
+        (p.parent for p in root.glob(f"models/*/{name}/[!.]*/manifest.json"))
+        for name in ("sasrec_encoder", "tiny_llm")
+    )
+    return LLMTeacher(root, encoder, llm, teacher.folder, lambda: IloraTeacher(config, artifacts.data))
 
 
 def _once(source: Path, target: Path) -> Path:

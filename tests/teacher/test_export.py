@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,6 +42,20 @@ def test_the_forecast_comes_before_the_first_shard(demo_data, tmp_path, caplog):
     # the bytes of the forecast are those of the files, but for headers, embeddings and the manifest
     size = sum(p.stat().st_size for p in store.folder.rglob("*.npy"))
     assert abs(size - export_module.forecast_bytes(n, 10, 0)) <= 3 * 5 * 128
+
+
+def test_progress_counts_samples_and_says_what_is_left(demo_data, tmp_path, caplog, monkeypatch):
+    """Every look at the clock is ten seconds later than the last one."""
+    from src.core import logging as core_logging
+
+    ticks = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(core_logging, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    with caplog.at_level(logging.INFO):
+        fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
+    told = [r.getMessage() for r in caplog.records if r.name == "progress"]
+    n = len(demo_data.splits["train"])
+    # the second shard of 100 ends at 20 s: 10 samples/s
+    assert told[0] == f"export train: 200/{n} sample, 10.0/s, {(n - 200) / 10:.0f} s left"
 
 
 def test_an_interrupted_export_goes_on_to_the_same_bytes(trained, demo_data, tmp_path, monkeypatch):
@@ -100,48 +117,74 @@ def test_bigrec_profile_is_plain_lora_on_1024_rows(demo_data):
     assert teacher.name == "bigrec" and teacher.score_kind == "distance"
 
 
+SMALL_DEMO = (
+    "dataset.demo.users=60",
+    "dataset.demo.items=40",
+    "dataset.demo.groups=4",
+    "dataset.demo.interactions_per_user=8",
+    "teacher.encoder.max_epochs=1",
+    "teacher.export.top_k=20",
+    "teacher.export.shard_size=40",
+)
+
+
+def launch(root: Path, processes: int, *overrides: str) -> TeacherStore:
+    """`run_teacher` in a launch of its own, below `root`; the one store that is there after it."""
+    env = {**os.environ, "ANYO_DATA_ROOT": str(root / "data"), "ANYO_RESULT_ROOT": str(root / "result")}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), "-m", "src.exp.run_teacher", *overrides],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{processes} process(es)" in done.stderr
+    (manifest,) = (root / "data" / "teacher_outputs").glob("*/*/*[!y]/manifest.json")
+    assert not list(manifest.parent.parent.glob("*.partial"))
+    return TeacherStore(manifest.parent, json.loads(manifest.read_text())["dataset_fingerprint"])
+
+
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_of_one_launch_make_the_same_store(processes, tmp_path):
-    """`accelerate launch` on CPU: a teacher with two folds, the encoder trained on the way."""
+    """A teacher with two folds, the encoder trained on the way."""
+    overrides = [*SMALL_DEMO, "teacher=sasrec", "teacher.encoder.width=16", "teacher.folds=2"]
+    one, several = (launch(tmp_path / str(n), n, *overrides) for n in (1, processes))
+    assert one.folder.name == several.folder.name
+    assert files(one.folder) == files(several.folder)
+    for n in (1, processes):
+        assert len(list((tmp_path / str(n) / "result").glob("result_*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranking", ["hidden", "rerank", "trie"])
+def test_an_llm_ranks_alike_in_one_two_and_three_processes(ranking, tmp_path):
+    """One trained iLoRA, exported anew by every launch. Shards are ranked one by one, whoever ranks them."""
+    llm = ("vocab_size=300", "hidden_size=32", "intermediate_size=48", "layers=1", "heads=2", "epochs=1")
     overrides = [
-        "dataset.demo.users=60", "dataset.demo.items=40", "dataset.demo.groups=4",
-        "dataset.demo.interactions_per_user=8", "teacher=sasrec", "teacher.encoder.max_epochs=1",
-        "teacher.encoder.width=16", "teacher.folds=2", "teacher.export.top_k=20", "teacher.export.shard_size=40",
-    ]  # fmt: skip
-    stores = {}
-    for count in (1, processes):
-        root = tmp_path / str(count)
-        env = {**os.environ, "ANYO_DATA_ROOT": str(root / "data"), "ANYO_RESULT_ROOT": str(root / "result")}
-        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-        launcher = [
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            str(count),
-            "--num_machines",
-            "1",
-        ]
-        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-        command = [sys.executable, *(launcher if count > 1 else []), "-m", "src.exp.run_teacher", *overrides]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert f"{count} process(es)" in done.stderr
-        (manifest,) = (root / "data" / "teacher_outputs").glob("*/*/*[!y]/manifest.json")
-        stores[count] = manifest.parent
-        assert len(list((root / "result").glob("result_*"))) == 1
-        assert not list(manifest.parent.parent.glob("*.partial"))
-    assert stores[1].name == stores[processes].name
-    assert files(stores[1]) == files(stores[processes])
+        *SMALL_DEMO,
+        *(f"teacher.llm.tiny.{o}" for o in llm),
+        "teacher.train.epochs=1",
+        "teacher.train.samples=64",
+        "teacher.objective.lm=0.5",
+        f"teacher.export.ranking={ranking}",
+        "teacher.export.pool=20",
+        "teacher.export.beams=20",
+    ]
+    made = {}
+    for processes in (1, 2, 3):
+        store = launch(tmp_path, processes, *overrides)
+        made[processes] = files(store.folder), store.manifest["files"]
+        assert {len(store.rows(s).sample_ids) for s in ("train", "valid", "test")} == {298, 37, 38}
+        shutil.rmtree(tmp_path / "data" / "teacher_outputs")
+    assert made[1] == made[2] == made[3]
 
 
 def test_partial_export(demo_data, tmp_path):
@@ -251,6 +294,13 @@ class TestRefusals:
         with pytest.raises(UserError, match="dataset_fingerprint is .*; expected 'other'"):
             fill_store(compose_teacher(*KNN), replace(demo_data, fingerprint="other"), tmp_path / "fp", None)
 
+    def test_a_store_under_the_name_of_another_configuration(self, demo_data, tmp_path):
+        """Renamed by hand, it would be reused for settings that did not make it."""
+        store, _ = fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
+        store.folder.rename(tmp_path / "other")
+        with pytest.raises(UserError, match="teacher_fingerprint is 'fp'; expected 'other'"):
+            fill_store(compose_teacher(*KNN), demo_data, tmp_path / "other", None)
+
 
 def test_rows_do_not_depend_on_the_shards(trained, demo_data, tmp_path):
     """Several shard sizes: the same rankings; scores within float32 rounding."""
@@ -278,13 +328,14 @@ def test_the_store_is_closed_to_rows_of_others(tmp_path):
 
 def test_hashes_of_a_copy(demo_data, tmp_path):
     store, _ = fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
-    shutil.copytree(store.folder, tmp_path / "copy")
-    TeacherStore(tmp_path / "copy", demo_data.fingerprint)
-    marks = tmp_path / "copy" / "train" / "in_sample.npy"
+    copy = tmp_path / "elsewhere" / "fp"
+    shutil.copytree(store.folder, copy)
+    TeacherStore(copy, demo_data.fingerprint)
+    marks = copy / "train" / "in_sample.npy"
     before = sha256_file(marks)
     blob = bytearray(marks.read_bytes())
     blob[-1] ^= 1
     marks.write_bytes(blob)
     assert sha256_file(marks) != before
     with pytest.raises(UserError, match="in_sample.npy does not have the hash"):
-        TeacherStore(tmp_path / "copy", demo_data.fingerprint)
+        TeacherStore(copy, demo_data.fingerprint)

@@ -25,12 +25,12 @@ from src.teacher.factory import build_teacher
 from src.teacher.quality import (
     confidence_entropy,
     ensure_quality,
-    markdown,
     overlap,
     quality_folder,
     quality_report,
     write_quality,
 )
+from src.teacher.quality_report import markdown
 
 N, L, K = 20, 2, 5
 # Sample id -> (history, target, the teacher's list, SASRec's list); users follow from the offsets.

@@ -59,6 +59,12 @@ def fetch_missing(config: DatasetConfig, folder: Path) -> None:
             fetch(download, folder)
 
 
+def missing_files(config: DatasetConfig, folder: Path) -> list[str]:
+    """Addresses of what `fetch_missing` would fetch now."""
+    origin = source(config) if config.download else None
+    return [] if origin is None else [download.url for download in _missing(origin, folder)]
+
+
 def _missing(origin: Source, folder: Path) -> list[Download]:
     return [
         d

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.logging import progress
 from src.core.run import check_stop
 from src.core.teacher_store import TeacherRows
 from src.teacher.config import IloraExportConfig
@@ -99,7 +100,8 @@ def prompt_batches(
     order = np.argsort(lengths, kind="stable")
     rows_at_once = _MASK_AT_ONCE // max(1, nodes * (int(lengths.max()) + nodes))
     size = max(1, min(context.export.batch_size, rows_at_once))
-    for i in range(0, len(order), size):
+    # Of a shard, or what is asked for; a shard of a large LLM takes long.
+    for i in progress(range(0, len(order), size), f"ranking {len(order)} samples"):
         rows = order[i : i + size]
         yield Prompts(rows, [examples[r] for r in rows], model.gate(h_seq[rows].to(model.device)))
         check_stop()

@@ -1,0 +1,118 @@
+"""A teacher's quality as people read it: Markdown tables and one plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.core.artifacts import writing
+
+KS = (1, 3, 5, 10, 20, 50)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as tables, one per group, each with a line that sums it up."""
+    k = report["top_k"]
+    lines = [
+        f"# Teacher {report['teacher']} on {report['dataset']}",
+        "",
+        f"Store `{report['store']}`, {k} items per ranking, scores are {report['score_kind']}; "
+        f"{report['trained_on']} training samples are in sample for the teacher. Every model is cut to lists of {k}; sasrec and popularity "
+        "learned from the whole training split, so all of `train` is in sample for them. NDCG and HitRatio rank "
+        "history items like all others; `excl.` leaves them out.",
+    ]
+    for name, group in report["groups"].items():
+        lines += ["", f"## {name}: {group['n']} samples" + _drawn(group), "", *_table(group, k), ""]
+        lines.append(_summary(report["teacher"], group, report["confidence_k"]))
+    return "\n".join(lines) + "\n"
+
+
+def _drawn(group: Mapping[str, Any]) -> str:
+    return f", drawn from {group['of']}" if group["of"] > group["n"] else ""
+
+
+def _table(group: Mapping[str, Any], top_k: int) -> list[str]:
+    ks = [n for n in (1, 10, 20) if n <= top_k]
+    head = ["model", *(f"HitRatio@{n}" for n in ks), *(f"NDCG@{n}" for n in ks[1:])]
+    head += [f"NDCG@{n} excl." for n in ks[1:]] + ["contains target"]
+    overlaps = list(next(iter(group["models"].values())).get("overlap_with_sasrec", {}))
+    head += [f"overlap{n} with sasrec" for n in overlaps]
+    rows = []
+    for model, f in group["models"].items():
+        cells: Sequence[float | None] = [
+            *(f["history_ranked"][f"HitRatio@{n}"] for n in ks),
+            *(f["history_ranked"][f"NDCG@{n}"] for n in ks[1:]),
+            *(f["history_excluded"].get(f"NDCG@{n}") for n in ks[1:]),
+            f["contains_target"],
+            *(f["overlap_with_sasrec"][n] for n in overlaps),
+        ]
+        rows.append([model, *("–" if c is None else f"{c:.4f}" for c in cells)])
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def _summary(teacher: str, group: Mapping[str, Any], k: int) -> str:
+    metric = "NDCG@10" if "NDCG@10" in group["models"][teacher]["history_ranked"] else "NDCG@1"
+    values = {m: f["history_ranked"][metric] for m, f in group["models"].items()}
+    ratios = [
+        f"{values[teacher] / value:.2f} times {m}'s"
+        for m, value in values.items()
+        if m != teacher and value > 0
+    ]
+    line = f"{metric} of {teacher} is {' and '.join(ratios)}. " if ratios else ""
+    scaled, raw = (group["confidence"][s]["mean"] for s in ("minmax", "none"))
+    return (
+        f"{line}Entropy of the confidence weights over {k} candidates, 1 = all alike: "
+        f"{scaled:.3f} with scaled distances, {raw:.3f} with raw ones."
+    )
+
+
+def plot(path: Path, report: Mapping[str, Any]) -> None:
+    """A row per group: NDCG and HitRatio by K, axes shared between the groups; and the shares of the report."""
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    groups, teacher, k = report["groups"], report["teacher"], report["top_k"]
+    models = list(next(iter(groups.values()))["models"])
+    # The teacher last, hollow and on top: where two models agree, both are seen.
+    styles = dict(zip(models[1:], (("s", "--"), ("^", ":")), strict=False))
+    figure = Figure(figsize=(13, 0.6 + 3.1 * len(groups)), layout="constrained")
+    figure.suptitle(f"Teacher {teacher} on {report['dataset']}: rankings of {k} items")
+    axes = figure.subplots(len(groups), 3, squeeze=False, width_ratios=(1, 1, 1.1))
+    for (name, group), (ndcg, hits, bars) in zip(groups.items(), axes, strict=True):
+        for axis, metric in ((ndcg, "NDCG"), (hits, "HitRatio")):
+            for model in (*models[1:], models[0]):
+                curve = group["models"][model]["history_ranked"]
+                ks = [n for n in KS if f"{metric}@{n}" in curve]
+                marker, line = styles.get(model, ("o", "-"))
+                own = {"mfc": "none", "ms": 9, "color": "black"} if model == teacher else {"ms": 5}
+                axis.plot(ks, [curve[f"{metric}@{n}"] for n in ks], line, marker=marker, label=model, **own)
+            axis.set(xscale="log", xlabel="K", ylabel=f"{metric}@K", xticks=ks, xticklabels=ks)
+            axis.set_title(f"{name}, n = {group['n']:,}", fontsize="medium")
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        ndcg.legend(loc="upper left")
+        _shares(bars, report, group)
+    for column in axes.T[:2]:
+        top = max(axis.get_ylim()[1] for axis in column)
+        for axis in column:
+            axis.set_ylim(0, top)
+    with writing(path) as tmp:
+        figure.savefig(tmp, format="png", dpi=110)
+
+
+def _shares(axis: Any, report: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+    """What is a share between 0 and 1, named in full."""
+    teacher, k = report["teacher"], report["confidence_k"]
+    shares = {
+        f"target among the {report['top_k']} of {m}": f["contains_target"] for m, f in group["models"].items()
+    }
+    for n, value in group["models"][teacher].get("overlap_with_sasrec", {}).items():
+        shares[f"{teacher}'s top {n[1:]} also in sasrec's"] = value
+    for scaling, name in (("minmax", "scaled"), ("none", "raw")):
+        shares[f"entropy of {k} confidences, {name}*"] = group["confidence"][scaling]["mean"]
+    axis.barh(list(shares), list(shares.values()), color=["black", *["tab:gray"] * (len(shares) - 1)])
+    axis.bar_label(axis.containers[0], fmt="%.2f", padding=2)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1.15), xlabel="share (* 1: all candidates count alike)", xticks=(0, 0.5, 1))
+    axis.tick_params(axis="y", labelsize="small")
+    axis.set_title("targets, overlap, confidence", fontsize="medium")
