@@ -55,6 +55,8 @@ def tiny_llm_folder(
         "prompt": determining(prompt),
         "seed": seed,
     }
+    if prompt.candidates:
+        parts["text"] = "candidate lists"  # models of the time before had read none
     if train_ids is not None:
         parts["train_ids"] = train_ids.tolist()
         data = replace(data, splits={**data.splits, "train": train_ids})
@@ -132,11 +134,14 @@ def _make(
 
 
 def _texts(builder: PromptBuilder, data: InteractionData, ids: np.ndarray, epoch: int) -> list[np.ndarray]:
-    """Prompt and answer as plain text, placeholders left out."""
+    """Prompt (with its candidate list, where the teacher's prompts have one) and answer as plain text,
+    placeholders left out."""
     histories, targets = data.histories(ids), data.targets(ids)
     texts = []
+    count = builder.config.candidates
     for sample, history, target in zip(ids, histories, targets, strict=True):
-        example = builder.build(history, builder.wording(int(sample), epoch), answer=int(target))
+        shown = builder.candidates(int(sample), history, int(target), count, epoch) if count else None
+        example = builder.build(history, builder.wording(int(sample), epoch), shown, int(target))
         texts.append(example.ids[example.ids != PLACEHOLDER])
     return texts
 
