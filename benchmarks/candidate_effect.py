@@ -4,8 +4,8 @@
         dataset.raw_dir=../shared/data/ml-100k teacher/prompt=movie
 
 Arms: `ilora`, `lora` (uniform gate: plain LoRA), `text` (no SASRec vectors in the prompt), all trained with the
-papers' objective (`lm`, prompts that list candidates) on the same rows; `item` is this project's own objective on
-them (prior SASRec); and the frozen SASRec that they share. A seed decides encoder, adapter, rows and wordings; the
+papers' objective (`lm`, prompts that list candidates) on the same rows; `item` and `item_prior` are this project's
+own objective on them, alone and on top of SASRec's scores; and the frozen SASRec that they share. A seed decides encoder, adapter, rows and wordings; the
 embedded LLM is made once (first seed), as a pre-trained one would be there once. Teachers are asked in every way
 they can be; nothing is exported. Further overrides hold for all arms. What `--out` holds already is not done again.
 """
@@ -44,7 +44,8 @@ ARMS = {
     "ilora": [],
     "lora": ["teacher.gate.kind=uniform"],
     "text": ["teacher.prompt.mode=text"],
-    "item": ["teacher.objective={item:1.0,lm:0.0,prior:sasrec}", "teacher.export.ranking=hidden"],
+    "item": ["teacher.objective={item:1.0,lm:0.0,prior:none}", "teacher.export.ranking=hidden"],
+    "item_prior": ["teacher.objective={item:1.0,lm:0.0,prior:sasrec}", "teacher.export.ranking=hidden"],
 }
 log = get_logger("benchmark")
 

@@ -56,7 +56,7 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
     assert "sasrec <- ilora" in report and "Paired differences" in report
     assert "sasrec <- ilora" in compared.out
     assert "20 candidates" in report and "| frozen SASRec of ilora | teacher ilora, item_scores |" in report
-    assert "| teacher knn | teacher | scores |" in report
+    assert "| sasrec <- ilora | distilled | scores |" in report
     assert "| teacher ilora | teacher | likelihood |" in compared.out
     assert (compared.folder / "plots" / "differences.png").stat().st_size > 1000
 
