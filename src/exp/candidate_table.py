@@ -19,6 +19,7 @@ from src.exp.compare import TEACHER, Row
 
 log = get_logger(__name__)
 METRIC = "HitRatio@1"
+WAYS = ("scores", "generation", "likelihood", "item_scores", "frozen_sasrec")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Line:
     Attributes:
         model: as in the other tables.
         kind: `baseline`, `teacher` or `distilled`.
-        way: how it was asked (`scores`, `generation`, `likelihood`, `item_scores`, `frozen_sasrec`).
+        way: how it was asked, out of WAYS.
         figures: per run, of `core.candidates.Choices.figures`.
         hits: [D, n] right choices, averaged over the runs.
     """
@@ -44,17 +45,37 @@ def find_lines(rows: list[Row], candidates: CandidateSet) -> list[Line]:
     """What the rows' runs chose among these candidates; a row whose runs were asked about others is left out."""
     lines = []
     for row in rows:
-        found = [
-            read_object(f) if (f := run / "metrics" / "candidates.json").is_file() else {} for run in row.runs
-        ]
-        if any(fields.get("candidates") != candidates.fingerprint for fields in found):
+        found = [_ways(run / "metrics" / "candidates.json", candidates) for run in row.runs]
+        if None in found:
             log.info("%s was not asked about the candidates %s: not shown", row.name, candidates.fingerprint)
             continue
-        for way in found[0]["ways"]:
+        for way in (w for w in WAYS if all(w in f for f in found)):
             hits = [_hits(run / "metrics" / f"candidate_hits_{way}.npy", candidates) for run in row.runs]
-            figures = tuple(fields["ways"][way] for fields in found)
-            lines.append(Line(row.name, row.kind, way, figures, np.mean(hits, axis=0)))
+            lines.append(Line(row.name, row.kind, way, tuple(f[way] for f in found), np.mean(hits, axis=0)))
     return lines
+
+
+def _ways(file: Path, candidates: CandidateSet) -> dict[str, dict] | None:
+    """Figures by way of asking; None where the run was not asked about these candidates."""
+    fields = read_object(file) if file.is_file() else {}
+    if fields.get("candidates") != candidates.fingerprint:
+        return None
+    ways = fields.get("ways")
+    if not isinstance(ways, dict) or not all(way in WAYS and _is_figures(f) for way, f in ways.items()):
+        raise UserError(
+            f"{file}: figures that cannot be read",
+            f"ways out of {', '.join(WAYS)}",
+            f"delete {file.parents[1]}",
+        )
+    return ways
+
+
+def _is_figures(figures: object) -> bool:
+    return (
+        isinstance(figures, dict)
+        and {METRIC, "ValidRatio"} <= figures.keys()
+        and all(isinstance(f, dict) and isinstance(f.get("mean"), float) for f in figures.values())
+    )
 
 
 def _hits(file: Path, candidates: CandidateSet) -> np.ndarray:

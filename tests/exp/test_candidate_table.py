@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.core.artifacts import read_json, write_json
 from src.core.candidates import CandidateConfig, CandidateSet, Choices, Written, load_candidates
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
@@ -126,3 +127,11 @@ def test_one_draw_has_no_sd(rows, candidates, demo_data, tmp_path):
     record_choices(Run(folder, "teacher", ""), demo_data, one, {"scores": chosen(3)})
     table = candidate_table(find_lines([compare.load_row("t", [folder], demo_data)], one))
     assert table["HitRatio@1"].item() == 3 / 8 and np.isnan(table["sd over draws"].item())
+
+
+@pytest.mark.parametrize("ways", [None, [], {"telepathy": {}}, {"scores": {"HitRatio@1": {"mean": "high"}}}])
+def test_figures_that_cannot_be_read_are_refused(rows, candidates, ways):
+    file = rows[0].runs[0] / "metrics" / "candidates.json"
+    write_json(file, {**read_json(file), "ways": ways})
+    with pytest.raises(UserError, match=r"candidates\.json: figures that cannot be read"):
+        find_lines(rows, candidates)
