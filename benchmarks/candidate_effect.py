@@ -64,12 +64,13 @@ def configured(*overrides: str) -> tuple[IloraConfig, InteractionData, Candidate
 
 
 def base_llm(seed: int, overrides: list[str]) -> list[str]:
-    """Overrides that name the one base LLM of all arms and seeds."""
+    """The overrides with the one base LLM of all arms and seeds, made now where it is not there."""
     config, data, _ = configured(*overrides, f"teacher.seed={seed}")
     if config.llm.tiny is None:
-        return []
+        return overrides
     folder = tiny_llm_folder(config.llm.tiny, config.prompt, data, seed, torch.device("cpu"))
-    return ["teacher/llm=local", f"teacher.llm.path={folder}"]
+    others = [o for o in overrides if not o.startswith(("teacher.llm.", "teacher/llm="))]
+    return [*others, "teacher/llm=local", f"teacher.llm.path={folder}"]
 
 
 def one(arm: str, seed: int, overrides: list[str]) -> dict:
@@ -89,6 +90,7 @@ def one(arm: str, seed: int, overrides: list[str]) -> dict:
         "ask_seconds": round(time.monotonic() - started, 1),
         "ways": {way: c.figures() for way, c in choices.items()},
         "hits": {way: c.hits.mean(axis=0).tolist() for way, c in choices.items()},
+        "written": [[w.text, w.verdict, w.target] for c in choices.values() for w in c.written],
         "users": data.users_of(candidates.sample_ids).tolist(),
     }
 
@@ -131,7 +133,7 @@ def main() -> None:
     lines = [json.loads(x) for x in args.out.read_text().splitlines()] if args.out.exists() else []
     done = {(line["arm"], line["seed"]) for line in lines}
     todo = [(arm, seed) for seed in args.seeds for arm in args.arms if (arm, seed) not in done]
-    overrides = args.overrides + (base_llm(args.seeds[0], args.overrides) if todo else [])
+    overrides = base_llm(args.seeds[0], args.overrides) if todo else []
     for arm, seed in todo:
         lines.append(one(arm, seed, overrides))
         with open(args.out, "a", encoding="utf-8") as f:
