@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from src.core.candidates import CandidateConfig
 from src.core.config import setting
 from src.core.errors import UserError
 
@@ -28,6 +29,10 @@ class EvalConfig:
         "leave the history's items out of the ranking in the reported test figures"
     )
     batch_size: int = setting("samples scored at once in evaluation", ge=1, in_fingerprint=False)
+    candidates: CandidateConfig | None = setting(
+        "test samples with few candidates each (iLoRA's protocol); null: only the whole catalogue",
+        in_fingerprint=False,
+    )
 
     def problems(self) -> list[str]:
         if not is_metric(self.select_metric, self.ks):

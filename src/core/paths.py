@@ -38,6 +38,11 @@ def processed_dir(dataset: str, fp: str) -> Path:
     return data_root() / "processed" / dataset / fp
 
 
+def candidates_dir(dataset: str, dataset_fp: str, fp: str) -> Path:
+    """Candidate sets of a prepared dataset (src/core/candidates.py)."""
+    return processed_dir(dataset, dataset_fp) / "candidates" / fp
+
+
 def model_dir(dataset: str, name: str, fp: str) -> Path:
     """Models that other stages need (the frozen encoder, the tiny language model)."""
     return data_root() / "models" / dataset / name / fp

@@ -58,7 +58,7 @@ class Row:
 
 
 CONVENTIONS = {"history_ranked": "test_ranks.npy", "history_excluded": "test_ranks_history_excluded.npy"}
-_TEACHER = "teacher "  # before a teacher's name: the teacher and the student may both be a SASRec
+TEACHER = "teacher "  # before a teacher's name: the teacher and the student may both be a SASRec
 _KINDS = {"student_baseline": "baseline", "teacher": "teacher", "distill": "distilled"}
 
 
@@ -150,7 +150,7 @@ def find_rows(settings: Settings, data: InteractionData) -> list[Row]:
     for variant in [settings, *(o for o in others if o.teacher_fp != settings.teacher_fp)]:
         own = variant is settings
         if teacher := _runs("teacher", [variant.teacher_fp], required=own):
-            rows.append(load_row(f"{_TEACHER}{variant.teacher.name}", teacher, data))
+            rows.append(load_row(f"{TEACHER}{variant.teacher.name}", teacher, data))
         rows += distilled(f"{student} <- {variant.teacher.name}", variant, required=own)
     for name, overrides in settings.compare.variants.items():
         rows += distilled(name, settings.variant(overrides))
@@ -196,7 +196,7 @@ def differences(rows: list[Row], data: InteractionData, settings: Settings) -> p
     users = data.users_of(data.splits["test"])
     baseline = [r for r in rows if r.kind == "baseline"][:1]
     pairs = [(a, b) for a in baseline for b in rows if b is not a]
-    teachers = {r.name.removeprefix(_TEACHER): r for r in rows if r.kind == "teacher"}
+    teachers = {r.name.removeprefix(TEACHER): r for r in rows if r.kind == "teacher"}
     pairs += [(teachers[t], r) for r in rows if (t := r.name.partition(" <- ")[2]) in teachers]
     distilled = [r for r in rows if r.kind == "distilled"]
     pairs += [(other, distilled[0]) for other in distilled[1:]]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from src.core.artifacts import lock, write_json
+from src.core.artifacts import lock, save_npy, write_json, write_text
+from src.core.candidates import CandidateSet, Choices, Written
 from src.core.data_utils import InteractionData
 from src.core.logging import get_logger
 from src.core.metrics import EvalConfig, ranking_metrics, ranks_in_lists
@@ -81,6 +82,49 @@ def record(
     return fields["valid"].get(eval_config.select_metric)
 
 
+def record_choices(
+    run: Run, data: InteractionData, candidates: CandidateSet, choices: Mapping[str, Choices]
+) -> None:
+    """Write what a model chose among the candidates: `candidates.json` with the figures of every way of asking it,
+    per-sample hits, and generated answers to look at.
+
+    Args:
+        choices: by way of asking, which names the files: `candidate_hits_<way>.npy` [D, n].
+    """
+    if not run.main:
+        return
+    draws, n, count = candidates.items.shape
+    folder, ways = run.dir / "metrics", {way: c.figures() for way, c in choices.items()}
+    fields = {"dataset": data.name, "dataset_fingerprint": data.fingerprint}
+    fields |= {"candidates": candidates.fingerprint, "n": n, "count": count, "draws": draws, "ways": ways}
+    for way, c in choices.items():
+        save_npy(folder / f"candidate_hits_{way}.npy", c.hits)
+        for name, figure in ways[way].items():
+            run.scalar(f"candidates/{way}/{name}", figure["mean"], 0)
+        if c.written:
+            text = written_markdown(c.written)
+            write_text(folder / "generated.md", text)
+            run.text(f"candidates/{way}", text, 0)
+    save_npy(folder / "candidate_sample_ids.npy", candidates.sample_ids)
+    write_json(folder / "candidates.json", fields)
+    shown = [f"{way} {f['HitRatio@1']['mean']:.4f}" for way, f in ways.items()]
+    log.info("HitRatio@1 among %d candidates (%d samples x %d draws): %s", count, n, draws, ", ".join(shown))
+
+
+def written_markdown(written: Sequence[Written]) -> str:
+    """Generated answers for people (`metrics/generated.md`, TensorBoard)."""
+    lines = ["# Generated answers\n"]
+    for w in written:
+        lines += [
+            f"## sample {w.sample_id}: {w.verdict}\n",
+            f"- written: `{w.text.strip()}`",
+            f"- chosen: {w.chosen or '–'}",
+            f"- target: {w.target}\n",
+            f"```\n{w.prompt}\n```\n",
+        ]
+    return "\n".join(lines)
+
+
 class StoreRanks:
     """Ranks of the true items in a teacher's top-K lists; MISSED where a list does not hold them."""
 
@@ -119,19 +163,29 @@ def training_folder(run: Run) -> Iterator[Path]:
 
 
 def record_student(
-    run: Run, data: InteractionData, settings: Settings, student: Student, result: FitResult, **extra: Any
+    run: Run,
+    data: InteractionData,
+    settings: Settings,
+    student: Student,
+    result: FitResult,
+    candidates: CandidateSet | None,
+    **extra: Any,
 ) -> float | None:
     """Evaluate a trained student on validation and (once) test, and write it with its metrics.
 
     Args:
+        candidates: test samples with few candidates each, where that is asked for.
         extra: further fields of `metrics.json`.
     """
     from src.student.checkpoint import save_student
-    from src.student.evaluator import rank_samples
+    from src.student.evaluator import choose, rank_samples
 
     device = next(student.parameters()).device
     size = settings.eval.batch_size
     valid, test = (rank_samples(student, data, data.splits[s], size, device) for s in ("valid", "test"))
+    if candidates is not None:
+        chosen = choose(student, data, candidates, size, device)
+        record_choices(run, data, candidates, {"scores": chosen})
     fields = {"seed": settings.seed, "fingerprint": run.fingerprint}
     save_student(run.dir / "models" / "student", student, settings.student, data, fields)
     # Beside metrics.json, which is equal for equal seeds: the history holds rates.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -57,6 +58,25 @@ def notes(rows: list[Row]) -> str:
     return "\n".join(dict.fromkeys(lines)) + "\n" if lines else ""
 
 
+@dataclass(frozen=True)
+class Among:
+    """The comparison among few candidates.
+
+    Attributes:
+        shape: (draws, samples, candidates).
+        table, pairs: of `exp.candidate_table`.
+    """
+
+    shape: tuple[int, ...]
+    table: pd.DataFrame
+    pairs: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        draws, n, count = self.shape
+        return f"Test, {count} candidates ({n} samples x {draws} draws)"
+
+
 def write_report(
     folder: Path,
     rows: list[Row],
@@ -64,6 +84,7 @@ def write_report(
     tables: dict[str, pd.DataFrame],
     pairs: pd.DataFrame,
     slice_tables: dict[str, pd.DataFrame],
+    among: Among | None = None,
 ) -> None:
     """`metrics/comparison.md`, the same tables as CSV, and the plots.
 
@@ -71,6 +92,7 @@ def write_report(
         tables: metric table by convention (`history_ranked`, `history_excluded`).
         pairs: paired differences.
         slice_tables: slices by metric.
+        among: where models were asked about candidates.
     """
     sizes = {split: len(ids) for split, ids in data.splits.items()}
     text = [
@@ -83,6 +105,10 @@ def write_report(
         _csv(folder / "metrics" / f"table_{convention}.csv", table)
     text += ["\n## Paired differences (b - a), interval bootstrapped over users\n", markdown(pairs)]
     _csv(folder / "metrics" / "differences.csv", pairs)
+    if among is not None:
+        text += [f"\n## {among.title}\n", markdown(among.table), "\n", markdown(among.pairs)]
+        _csv(folder / "metrics" / "table_candidates.csv", among.table)
+        _csv(folder / "metrics" / "differences_candidates.csv", among.pairs)
     for metric, table in slice_tables.items():
         text += [f"\n## Slices, {metric}\n", markdown(table)]
         _csv(folder / "metrics" / f"slices_{metric.replace('@', '_at_')}.csv", table)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def work(settings: Settings, run: Run) -> float | None:
+    from src.core.candidates import load_candidates
     from src.core.data_utils import load_dataset
     from src.core.teacher_store import TeacherStore
     from src.distill.trainer_distill import train_distilled
@@ -21,6 +22,7 @@ def work(settings: Settings, run: Run) -> float | None:
     if done_before(settings, run, settings.distill_fp):
         return None
     data = load_dataset(settings.dataset)
+    candidates = load_candidates(settings.eval.candidates, data)
     store = TeacherStore(settings.teacher_dir, data.fingerprint)
     with training_folder(run) as folder:
         student, result = train_distilled(
@@ -38,7 +40,7 @@ def work(settings: Settings, run: Run) -> float | None:
         )
         run.write_times(distill_student_train_time=result.seconds)
         fields = {"store": str(store.folder), "note": store_note(store, data)}
-        return record_student(run, data, settings, student, result, **fields)
+        return record_student(run, data, settings, student, result, candidates, **fields)
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 def work(settings: Settings, run: Run) -> None:
     from src.core.artifacts import fingerprint
+    from src.core.candidates import load_candidates
     from src.core.data_utils import load_dataset
-    from src.exp import compare, report
+    from src.exp import candidate_table, compare, report
 
     compare.check_variants(settings)
     data = load_dataset(settings.dataset)
@@ -25,7 +26,14 @@ def work(settings: Settings, run: Run) -> None:
     pairs = compare.differences(rows, data, settings)
     metrics = settings.compare.metrics
     sliced = {m: compare.slice_table(rows, data, m, "history_ranked") for m in metrics}
-    report.write_report(run.dir, rows, data, tables, pairs, sliced)
+    candidates = load_candidates(settings.eval.candidates, data)
+    among = None
+    if candidates is not None and (lines := candidate_table.find_lines(rows, candidates)):
+        found = candidate_table.candidate_differences(
+            lines, data, candidates, settings.seed, settings.compare.draws
+        )
+        among = report.Among(candidates.items.shape, candidate_table.candidate_table(lines), found)
+    report.write_report(run.dir, rows, data, tables, pairs, sliced, among)
     run.write_metrics(
         {
             "dataset": data.name,
@@ -41,6 +49,8 @@ def work(settings: Settings, run: Run) -> None:
     run.write_times(**first)
     shown = "history_excluded" if settings.eval.exclude_history else "history_ranked"
     sys.stdout.write(f"\n{report.headline(tables[shown], metrics)}\n{report.notes(rows)}")
+    if among is not None:
+        sys.stdout.write(f"{among.title}:\n\n{report.markdown(among.table)}\n")
     sys.stdout.write(f"Everything: {run.dir}/metrics/comparison.md and {run.dir}/plots/\n")
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def work(settings: Settings, run: Run) -> float | None:
+    from src.core.candidates import load_candidates
     from src.core.data_utils import load_dataset
     from src.exp.record import done_before, record_student, training_folder
     from src.student.trainer_baseline import train_student
@@ -19,6 +20,7 @@ def work(settings: Settings, run: Run) -> float | None:
     if done_before(settings, run, settings.baseline_fp):
         return None
     data = load_dataset(settings.dataset)
+    candidates = load_candidates(settings.eval.candidates, data)
     with training_folder(run) as folder:
         student, result = train_student(
             settings.student,
@@ -30,7 +32,7 @@ def work(settings: Settings, run: Run) -> float | None:
             run=run,
         )
         run.write_times(student_baseline_train_time=result.seconds)
-        return record_student(run, data, settings, student, result)
+        return record_student(run, data, settings, student, result, candidates)
 
 
 def main() -> None:

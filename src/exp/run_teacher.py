@@ -12,17 +12,20 @@ if TYPE_CHECKING:
 
 
 def work(settings: Settings, run: Run) -> float | None:
+    from src.core.candidates import load_candidates
     from src.core.data_utils import load_dataset
     from src.core.logging import get_logger
-    from src.exp.record import StoreRanks, done_before, record, store_note
+    from src.exp.record import StoreRanks, done_before, record, record_choices, store_note
     from src.exp.select import selected_samples
     from src.teacher.export import fill_store
+    from src.teacher.factory import build_teacher
     from src.teacher.quality import ensure_quality
 
     log = get_logger(__name__)
     if done_before(settings, run, settings.teacher_fp):
         return None
     data = load_dataset(settings.dataset)
+    candidates = load_candidates(settings.eval.candidates, data)  # before the training: it may refuse
     folder, config = settings.teacher_dir, settings.teacher
     selection = selected_samples(settings, data)
     store, reused = fill_store(config, data, folder, run, None if selection is None else selection.sample_ids)
@@ -30,6 +33,11 @@ def work(settings: Settings, run: Run) -> float | None:
         known, encoder = store.in_sample_ids(), getattr(config, "encoder", None)
         quality = ensure_quality(store, data, known, config.export, config.seed, encoder)
         log.info("quality of the teacher's rankings: %s/quality.md", quality)
+    if candidates is not None:
+        teacher = build_teacher(config, data)
+        teacher.prepare(None)  # every process of a launch
+        if run.main:
+            record_choices(run, data, candidates, teacher.choose(candidates))
     run.write_times(
         reused=reused,
         teacher_train_time_total=store.seconds("train_seconds", within="trained"),

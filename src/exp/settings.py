@@ -21,6 +21,7 @@ from src.core.paths import teacher_output_dir
 from src.distill.config import ActiveConfig, DistillConfig
 from src.student.config import StudentConfig
 from src.teacher.config import (
+    IloraConfig,
     TeacherConfig,
     build_teacher_config,
     encoder_fingerprint,
@@ -109,6 +110,24 @@ class Settings:
         ]
         if self.distill.ranks and self.distill.top_k > (k := self.teacher.export.top_k):
             out.append(f"distill.top_k: found {self.distill.top_k}, expected <= teacher.export.top_k={k}")
+        return out + self._candidate_contradictions()
+
+    def _candidate_contradictions(self) -> list[str]:
+        """An LLM that writes is asked about candidates as it was trained."""
+        candidates, teacher = self.eval.candidates, self.teacher
+        if candidates is None or not isinstance(teacher, IloraConfig) or teacher.objective.lm == 0:
+            return []
+        out = []
+        if (listed := teacher.prompt.candidates) and listed != candidates.count:
+            out.append(
+                f"eval.candidates.count: found {candidates.count}, expected teacher.prompt.candidates={listed} "
+                "(the teacher's prompts list so many), or eval.candidates=null"
+            )
+        if teacher.llm.attention not in ("sdpa", "eager"):
+            out.append(
+                f"teacher.llm.attention: found {teacher.llm.attention} with eval.candidates and objective.lm > 0, "
+                "expected sdpa or eager (titles are read as a tree), or eval.candidates=null"
+            )
         return out
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.metrics import MISSED, EvalConfig, ranking_metrics
@@ -106,3 +107,20 @@ def rank_samples(
         torch.cat(ranked).cpu().numpy().astype(np.int32),
         torch.cat(excluded).cpu().numpy().astype(np.int32),
     )
+
+
+@torch.no_grad()
+def choose(
+    student: Student, data: InteractionData, candidates: CandidateSet, batch_size: int, device: torch.device
+) -> Choices:
+    """Which candidate the student scores highest, in eval mode (the mode before is restored)."""
+
+    def score(ids: np.ndarray) -> np.ndarray:
+        return student(torch.from_numpy(data.histories(ids)).long().to(device)).float().cpu().numpy()
+
+    training = student.training
+    student.eval()
+    try:
+        return choose_by_scores(candidates, score, batch_size)
+    finally:
+        student.train(training)

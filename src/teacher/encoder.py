@@ -22,7 +22,9 @@ from src.student.trainer_baseline import train_student
 from src.teacher.config import encoder_fingerprint
 
 # The encoder's best epoch; how the run reports its own metrics has no say in it.
-_SELECTION = EvalConfig(ks=(10,), select_metric="NDCG@10", exclude_history=False, batch_size=512)
+_SELECTION = EvalConfig(
+    ks=(10,), select_metric="NDCG@10", exclude_history=False, batch_size=512, candidates=None
+)
 log = get_logger(__name__)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.run import Stopwatch
@@ -99,6 +100,10 @@ class Filler:
             both = ranks_from_scores(scores, history, target)
             ranked[rows], excluded[rows] = (r.numpy() for r in both)
         return Ranks(np.asarray(sample_ids, np.int64), ranked, excluded)
+
+    def choose(self, candidates: CandidateSet) -> dict[str, Choices]:
+        size = self._batches(len(candidates.sample_ids))[0].stop
+        return {"scores": choose_by_scores(candidates, self.score_all, size)}
 
     def _batches(self, n: int) -> list[slice]:
         size = max(1, min(self.config.export.batch_size, _SCORES_AT_ONCE // self.data.n_items))

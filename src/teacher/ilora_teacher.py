@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from src.core.artifacts import MANIFEST, is_complete, number_in, read_json
+from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
@@ -27,6 +28,7 @@ from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import load_llm
 from src.teacher.oom import Halving
 from src.teacher.prompts import PromptBuilder
+from src.teacher.protocol import by_item_scores, by_language
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
 from src.teacher.ranking.base import Context, check_adapter
 from src.teacher.samples import SampleSource
@@ -108,11 +110,30 @@ class IloraTeacher:
         ids = np.asarray(sample_ids)
         return self._passes.run(lambda size: self._ranker_with(size, ids).rank(ids, k), self._forget_ranker)
 
+    def choose(self, candidates: CandidateSet) -> dict[str, Choices]:
+        """By generation and likelihood (objective lm), by item scores (objective item), and what the frozen
+        SASRec alone chooses."""
+        return self._passes.run(lambda size: self._choose_with(size, candidates))
+
+    def _choose_with(self, batch_size: int, candidates: CandidateSet) -> dict[str, Choices]:
+        context, objective, out = self._context(batch_size), self.config.objective, dict[str, Choices]()
+        if objective.lm > 0:
+            out |= by_language(context, candidates)
+        if objective.item > 0:
+            out["item_scores"] = by_item_scores(context, candidates)
+
+        def sasrec(ids: np.ndarray) -> np.ndarray:
+            return self.encoder.log_probabilities(self.data.histories(ids)).numpy()
+
+        return out | {"frozen_sasrec": choose_by_scores(candidates, sasrec, 1024)}
+
+    def _context(self, batch_size: int) -> Context:
+        export = replace(self.config.export, batch_size=batch_size)
+        return Context(self.model, self.source, export, self.hybrid, self.config.seed)
+
     def _ranker_with(self, batch_size: int, sample_ids: np.ndarray) -> Ranker:
         if self._ranker is None:
-            config = self.config
-            export = replace(config.export, batch_size=batch_size)
-            context = Context(self.model, self.source, export, self.hybrid, config.seed)
+            context = self._context(batch_size)
             check_adapter(context, sample_ids)
             self._ranker = make_ranker(context)
         return self._ranker

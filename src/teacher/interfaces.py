@@ -14,6 +14,7 @@ import numpy as np
 from src.core.teacher_store import TeacherRows
 
 if TYPE_CHECKING:
+    from src.core.candidates import CandidateSet, Choices
     from src.core.run import Run
 
 
@@ -47,6 +48,9 @@ class Teacher(Protocol):
             sample_ids: [n] int64.
             k: list length, <= number of items.
         """
+
+    def choose(self, candidates: CandidateSet) -> Mapping[str, Choices]:
+        """Which of few candidates it takes, by every way there is to ask it (`src/teacher/protocol.py`)."""
 
     def item_embeddings(self) -> np.ndarray:
         """[N+1, D] float32, row 0 zeros: the vectors that embedding distillation draws on."""

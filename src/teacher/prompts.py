@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.core.candidates import CandidateSampler
 from src.core.errors import UserError
-from src.core.seed import derive, numpy_stream
+from src.core.seed import derive
 from src.teacher.config import PromptConfig, Template
 
 if TYPE_CHECKING:
@@ -171,13 +172,11 @@ class PromptBuilder:
         self._separator = np.array(tokens.of(config.separator), np.int64)
         self._train = [_Wording(t, tokens) for t in config.train]
         self._evaluation = _Wording(config.evaluation, tokens)
-        # Two items of one title cannot be told apart in a candidate list.
-        _, self._title_group = np.unique(np.array(self.titles), return_inverse=True)
-        groups = len(np.unique(self._title_group[1:]))
-        if config.candidates > groups:
+        self._sampler = CandidateSampler(self.titles, seed, "teacher.prompt.candidates")
+        if config.candidates > (most := self._sampler.n_titles):
             raise UserError(
-                f"{config.candidates} candidates from {groups} titles",
-                f"at most {groups}",
+                f"{config.candidates} candidates from {most} titles",
+                f"at most {most}",
                 "teacher.prompt.candidates",
             )
         self._check_lengths()
@@ -205,30 +204,8 @@ class PromptBuilder:
     def candidates(
         self, sample_id: int, history: np.ndarray, target: int, n: int, draw: int = 0
     ) -> np.ndarray:
-        """[n] items in shown order: the target and n-1 others, outside the history, no title twice.
-
-        Fixed by seed, sample id and `draw`.
-        """
-        rng = numpy_stream(self.seed, "candidates", draw, int(sample_id))
-        banned = np.zeros(self.n_items + 1, bool)
-        banned[0] = True
-        banned[history] = True
-        taken = {int(self._title_group[target])}
-        chosen = [target]
-        for item in rng.permutation(self.n_items) + 1:
-            if len(chosen) == n:
-                break
-            group = int(self._title_group[item])
-            if not banned[item] and group not in taken:
-                taken.add(group)
-                chosen.append(int(item))
-        if len(chosen) < n:
-            raise UserError(
-                f"sample {sample_id}: {len(chosen)} items can be candidates",
-                str(n),
-                "teacher.prompt.candidates",
-            )
-        return rng.permutation(np.array(chosen, np.int64))
+        """[n] items in shown order: see `core.candidates.CandidateSampler.draw`."""
+        return self._sampler.draw(sample_id, history, target, n, draw)
 
     def wording(self, sample_id: int, epoch: int) -> _Wording:
         return self._train[derive(self.seed, "wording", epoch, int(sample_id)) % len(self._train)]
@@ -239,6 +216,7 @@ class PromptBuilder:
         wording: _Wording | None = None,
         candidates: np.ndarray | None = None,
         answer: int | None = None,
+        reserve: int = 0,
     ) -> Example:
         """One example; the history loses its oldest items where the context is too short.
 
@@ -247,6 +225,7 @@ class PromptBuilder:
             wording: a training wording; None is the evaluation's.
             candidates: items listed before the answer; None lists none.
             answer: the item whose title ends the example; None ends it where the answer would begin.
+            reserve: tokens of the context that stay free behind the example.
         """
         wording = wording or self._evaluation
         items = history[history > 0].astype(np.int64)
@@ -256,7 +235,7 @@ class PromptBuilder:
         if answer is not None:
             tail.append(self._answers[answer])
         tail_length = sum(map(len, tail))
-        room = self.context - len(wording.before) - len(wording.cue) - tail_length
+        room = self.context - len(wording.before) - len(wording.cue) - tail_length - reserve
         while len(items) > 1 and self._listed_length(items) > room:
             items = items[1:]
         head = [wording.before, *self._listed(items), wording.cue]

@@ -74,7 +74,9 @@ class SampleSource:
         histories, targets = self.data.histories(sample_ids), self.data.targets(sample_ids)
         out = []
         for sample, history, target in zip(sample_ids.tolist(), histories, targets.tolist(), strict=True):
-            shown = self.builder.candidates(sample, history, target, candidates) if candidates else None
+            # Training sees other candidates in every epoch, evaluation always the same.
+            draw = epoch or 0
+            shown = self.builder.candidates(sample, history, target, candidates, draw) if candidates else None
             wording = None if epoch is None else self.builder.wording(sample, epoch)
             out.append(self.builder.build(history, wording, shown, target if answers else None))
         return out

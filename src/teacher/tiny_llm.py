@@ -55,6 +55,8 @@ def tiny_llm_folder(
         "prompt": determining(prompt),
         "seed": seed,
     }
+    if prompt.candidates:
+        parts["text"] = "reads candidate lists"  # models of the time before had seen none
     if train_ids is not None:
         parts["train_ids"] = train_ids.tolist()
         data = replace(data, splits={**data.splits, "train": train_ids})
@@ -131,13 +133,23 @@ def _make(
     return loss
 
 
-def _texts(builder: PromptBuilder, data: InteractionData, ids: np.ndarray, epoch: int) -> list[np.ndarray]:
-    """Prompt and answer as plain text, placeholders left out."""
+def _texts(
+    builder: PromptBuilder, data: InteractionData, ids: np.ndarray, epoch: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Prompts with answers as plain text, placeholders left out: token ids [T], and [T] which are learned.
+
+    Where the teacher's prompts list candidates these do, too: a list is read, not learned to be written, as its
+    titles are random.
+    """
     histories, targets = data.histories(ids), data.targets(ids)
-    texts = []
+    count, texts = builder.config.candidates, []
     for sample, history, target in zip(ids, histories, targets, strict=True):
-        example = builder.build(history, builder.wording(int(sample), epoch), answer=int(target))
-        texts.append(example.ids[example.ids != PLACEHOLDER])
+        shown = builder.candidates(int(sample), history, int(target), count, epoch) if count else None
+        example = builder.build(history, builder.wording(int(sample), epoch), shown, int(target))
+        at = np.arange(len(example.ids))
+        learned = (at < example.prefix) | (at >= example.answer)
+        words = example.ids != PLACEHOLDER
+        texts.append((example.ids[words], learned[words]))
     return texts
 
 
@@ -162,16 +174,16 @@ def _pretrain(
         chosen = numpy_stream(seed, "tiny_llm", epoch).permutation(train)[:per_epoch]
         texts = _texts(builder, data, chosen, epoch)
         # Neighbours in length share a batch; the batches come in random order.
-        order = np.argsort([len(t) for t in texts], kind="stable")
+        order = np.argsort([len(t) for t, _ in texts], kind="stable")
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
         numpy_stream(seed, "tiny_llm_order", epoch).shuffle(batches)
         for rows in progress(batches, f"tiny LLM pass {epoch + 1}/{config.epochs}"):
-            longest = max(len(texts[r]) for r in rows)
+            longest = max(len(texts[r][0]) for r in rows)
             ids = torch.zeros(len(rows), longest, dtype=torch.long)
             real = torch.zeros(len(rows), longest, dtype=torch.bool)
             for i, r in enumerate(rows):
-                ids[i, : len(texts[r])] = torch.from_numpy(texts[r])
-                real[i, : len(texts[r])] = True
+                text, learned = (torch.from_numpy(a) for a in texts[r])
+                ids[i, : len(text)], real[i, : len(text)] = text, learned
             ids, real = ids.to(device), real.to(device)
             rate = min(1.0, (step + 1) / warmup)
             if step >= warmup:
@@ -179,8 +191,9 @@ def _pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * rate
             # Padding is on the right, where causal attention keeps real tokens from seeing it.
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-            loss = F.cross_entropy(logits[real[:, 1:]].float(), ids[:, 1:][real[:, 1:]])
+            states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            wanted = real[:, 1:]
+            loss = F.cross_entropy(model.lm_head(states[wanted]).float(), ids[:, 1:][wanted])
             if not torch.isfinite(loss):
                 raise UserError(
                     f"tiny LLM: loss {loss.item()} at step {step}", "a finite loss", "teacher.llm.tiny.lr"

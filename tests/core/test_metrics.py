@@ -24,7 +24,13 @@ from src.core.metrics import (
 )
 
 ORACLE = Path(__file__).resolve().parents[1] / "oracles" / "metrics.npz"
-EVAL = {"ks": [1, 5, 10], "select_metric": "NDCG@10", "exclude_history": False, "batch_size": 8}
+EVAL = {
+    "ks": [1, 5, 10],
+    "select_metric": "NDCG@10",
+    "exclude_history": False,
+    "batch_size": 8,
+    "candidates": None,
+}
 
 
 def test_hand_worked_ranks():

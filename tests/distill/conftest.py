@@ -124,4 +124,6 @@ def small_data() -> InteractionData:
 
 @pytest.fixture
 def eval_config() -> EvalConfig:
-    return EvalConfig(ks=(5, 10), select_metric="NDCG@10", exclude_history=False, batch_size=64)
+    return EvalConfig(
+        ks=(5, 10), select_metric="NDCG@10", exclude_history=False, batch_size=64, candidates=None
+    )

@@ -24,7 +24,7 @@ from src.student.trainer_baseline import train_student
 from tests.distill.conftest import make_data, make_settings, make_store
 
 N_ITEMS = 60
-EVAL = EvalConfig(ks=(10,), select_metric="NDCG@10", exclude_history=False, batch_size=256)
+EVAL = EvalConfig(ks=(10,), select_metric="NDCG@10", exclude_history=False, batch_size=256, candidates=None)
 
 
 @dataclass(frozen=True)

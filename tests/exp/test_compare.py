@@ -16,7 +16,7 @@ from src.core.run import Run
 from src.exp import compare, report
 from src.exp.record import record
 
-EVAL = EvalConfig(ks=(1, 10), select_metric="NDCG@10", exclude_history=False, batch_size=10)
+EVAL = EvalConfig(ks=(1, 10), select_metric="NDCG@10", exclude_history=False, batch_size=10, candidates=None)
 
 
 @dataclass(frozen=True)

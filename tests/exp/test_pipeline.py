@@ -43,12 +43,21 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
         these = np.load(run.folder / "metrics" / "test_sample_ids.npy")
         ids = these if ids is None else ids
         assert np.array_equal(ids, these)
+        among = _json(run.folder / "metrics" / "candidates.json")
+        ways = {"likelihood", "item_scores", "frozen_sasrec"} if run is teacher else {"scores"}
+        assert set(among["ways"]) == ways and (among["count"], among["draws"]) == (20, 5)
+        hits = [np.load(run.folder / "metrics" / f"candidate_hits_{way}.npy") for way in ways]
+        asked = np.load(run.folder / "metrics" / "candidate_sample_ids.npy")
+        assert np.array_equal(asked, ids) and all(h.shape == (5, len(ids)) for h in hits)
     assert compared.folder is not None
     times = _json(compared.folder / "metrics" / "time.json")
     assert set(times) == set(TIMES) and all(v > 0 for v in times.values())
     report = (compared.folder / "metrics" / "comparison.md").read_text()
     assert "sasrec <- ilora" in report and "Paired differences" in report
     assert "sasrec <- ilora" in compared.out
+    assert "20 candidates" in report and "| frozen SASRec of ilora | teacher ilora, item_scores |" in report
+    assert "| sasrec <- ilora | distilled | scores |" in report
+    assert "| teacher ilora | teacher | likelihood |" in compared.out
     assert (compared.folder / "plots" / "differences.png").stat().st_size > 1000
 
     # a second time: nothing is done twice, and nothing is left lying about

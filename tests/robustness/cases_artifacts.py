@@ -322,7 +322,7 @@ def _checkpoints() -> Iterator[Case]:
 
         config = build_or_raise(StudentConfig, student_values(), "student")
         save_checkpoint(box.folder / "checkpoint.pt", {"fingerprint": "f" * 12, "progress": {}})
-        evaluation = EvalConfig((10,), "NDCG@10", False, 64)
+        evaluation = EvalConfig((10,), "NDCG@10", False, 64, None)
         train_student(config, box.good.data, evaluation, seed=0, folder=box.folder, fingerprint="f" * 12)
 
     yield Case("checkpoint: parts are missing", foreign, ("checkpoint.pt", "to train anew"))

@@ -94,6 +94,10 @@ VALUES: tuple[tuple[str, Any, str], ...] = (
     ("eval.select_metric", "NDCG@010", "select_metric: found 'NDCG@010'"),
     ("eval.select_metric", "NDCG@²", "select_metric: found 'NDCG@²'"),
     ("eval.batch_size", 0, "eval.batch_size: found 0, expected >= 1"),
+    ("eval.candidates", 20, "eval.candidates: found 20, expected a group of settings"),
+    ("eval.candidates.count", 1, "eval.candidates.count: found 1, expected >= 2"),
+    ("eval.candidates.draws", 0, "eval.candidates.draws: found 0, expected >= 1"),
+    ("eval.candidates.samples", 0, "eval.candidates.samples: found 0, expected >= 1"),
     ("compare.draws", 10, "compare.draws: found 10, expected >= 100"),
     ("compare.metrics", ["NDCG@7"], "compare.metrics: found NDCG@7, expected one of"),
     ("compare.metrics", ["MRR@10"], "compare.metrics: found MRR@10, expected one of"),
@@ -162,6 +166,16 @@ def _contradictions() -> Iterator[Case]:
         "more candidates than the teacher exports",
         {"distill.top_k": 50, "teacher.export.top_k": 20},
         "distill.top_k: found 50, expected <= teacher.export.top_k=20",
+    )
+    yield _case(
+        "more candidates than the prompts list",
+        {"teacher.prompt.candidates": 10},
+        "eval.candidates.count: found 20, expected teacher.prompt.candidates=10",
+    )
+    yield _case(
+        "candidates without a mask for trees",
+        {"teacher.llm.attention": "flash_attention_2"},
+        "teacher.llm.attention: found flash_attention_2 with eval.candidates and objective.lm > 0",
     )
     yield _case(
         "metrics that eval does not give",

@@ -31,7 +31,9 @@ def student_config() -> Callable[..., StudentConfig]:
 
 @pytest.fixture
 def eval_config() -> EvalConfig:
-    return EvalConfig(ks=(1, 5, 10), select_metric="NDCG@10", exclude_history=False, batch_size=64)
+    return EvalConfig(
+        ks=(1, 5, 10), select_metric="NDCG@10", exclude_history=False, batch_size=64, candidates=None
+    )
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.core.candidates import CandidateConfig, load_candidates
 from src.core.errors import UserError
 from src.core.metrics import MISSED
 from src.student.datamodule import Selection
-from src.student.evaluator import rank_samples, ranks_from_scores
+from src.student.evaluator import choose, rank_samples, ranks_from_scores
 from src.student.models import build_student
 from tests.student.conftest import make_student_config
 
@@ -69,6 +70,21 @@ def test_ranks_follow_the_sample_ids(student, small_data):
     forward, backward = (rank_samples(student, small_data, i, 8, CPU) for i in (ids, ids[::-1]))
     np.testing.assert_array_equal(forward.ranked, backward.ranked[::-1])
     assert forward.ranked.dtype == forward.history_excluded.dtype == np.int32
+
+
+def test_choices_are_the_best_score_among_the_candidates(student, small_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYO_DATA_ROOT", str(tmp_path))
+    candidates = load_candidates(CandidateConfig(5, 3, 20, 0), small_data)
+    student.train()
+    chosen = choose(student, small_data, candidates, 7, CPU)
+    assert student.training and chosen.valid.all()
+    student.eval()
+    for row, (sample, target) in enumerate(zip(candidates.sample_ids, candidates.targets, strict=True)):
+        with torch.no_grad():
+            scores = student(torch.from_numpy(small_data.histories(np.array([sample]))).long())[0].tolist()
+        for draw, items in enumerate(candidates.items[:, row].tolist()):
+            best = max(items, key=lambda i: scores[i - 1])
+            assert chosen.hits[draw, row] == (best == target)
 
 
 def test_evaluation_is_without_dropout_and_restores_the_mode(student, small_data):

@@ -1,0 +1,50 @@
+"""Which candidate a generated text names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from src.core.candidates import normal_title
+
+
+def answer_line(text: str) -> str:
+    """What of a generated text counts: its first line, case and spacing evened out."""
+    return normal_title(text.split("\n", 1)[0])
+
+
+def match_title(text: str, titles: Sequence[str]) -> int | None:
+    """Index of the one title that `text` names; None where it names none, or more than one.
+
+    A text that is a title names it. Otherwise the titles that stand in it count, the longest first: what
+    stands inside of, or overlaps with, a longer one is a part of that one. (The official code counts every
+    title that occurs, so that "Alien" makes the right answer "Aliens" invalid.)
+
+    Args:
+        titles: no two equal but for case and spacing; an empty one never counts.
+    """
+    line = answer_line(text)
+    names = [normal_title(t) for t in titles]
+    if line and line in names:
+        return names.index(line)
+    claimed: list[tuple[int, int]] = []  # spans of titles that are longer than those looked at
+    named: set[int] = set()
+    for length in sorted({len(n) for n in names if n}, reverse=True):
+        spans = []
+        for index, name in enumerate(names):
+            if len(name) != length:
+                continue
+            for start in _places(line, name):
+                if all(start + length <= a or b <= start for a, b in claimed):
+                    spans.append((start, start + length))
+                    named.add(index)
+        claimed += spans
+    return named.pop() if len(named) == 1 else None
+
+
+def _places(line: str, name: str) -> list[int]:
+    """Where `name` begins in `line`."""
+    out, at = [], line.find(name)
+    while at >= 0:
+        out.append(at)
+        at = line.find(name, at + 1)
+    return out
