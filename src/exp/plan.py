@@ -15,6 +15,7 @@ from src.exp.duration import export_bytes, sizes_of, student_bytes, student_line
 from src.exp.forecast import memory_lines
 from src.exp.settings import Settings
 from src.teacher.config import IloraConfig
+from src.teacher.overfit import wants_overfit
 
 _GIB = 2**30
 _HASHED_AT_ONCE = 4 * _GIB  # a plan has seconds; larger artifacts are checked when they are read
@@ -36,12 +37,17 @@ def plan(settings: Settings, stage: str) -> list[str]:
         "student_baseline": settings.baseline_fp,
         "distill": settings.distill_fp,
     }.get(stage)
-    if fingerprint is not None:
+    if stage == "teacher" and wants_overfit(settings.teacher):
+        lines.append(
+            f"teacher.overfit={settings.teacher.overfit}: a debug run that keeps and exports nothing"
+        )
+        lines += memory_lines(settings.teacher, settings.dataset.max_history)
+    elif fingerprint is not None:
         earlier = completed_run(stage, fingerprint)
         lines.append(f"{stage} {fingerprint}: {f'done already in {earlier}' if earlier else 'to be run'}")
         if work_dir(stage, fingerprint).is_dir():
             lines.append(f"goes on from the checkpoint in {work_dir(stage, fingerprint)}")
-    if stage in ("teacher", "distill"):
+    if stage == "distill" or (stage == "teacher" and not wants_overfit(settings.teacher)):
         store = settings.teacher_dir
         if stage == "distill" and not is_complete(store):
             raise UserError(

@@ -71,6 +71,14 @@ def save_teacher(folder: Path, model: IloraModel, fields: dict[str, Any]) -> Non
                     raise RuntimeError(f"{folder}: {part} {name} was not written as it is in memory")
 
 
+@torch.no_grad()
+def forget_trained(model: IloraModel) -> None:
+    """Make every tensor that training can change NaN, so that only a complete load makes the model usable."""
+    for tensor in (*(p for group in model.parts().values() for p in group), *model.router.buffers()):
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+
+
 def _read_parts(folder: Path) -> dict[str, dict[str, Tensor]]:
     parts = {"adapter": load_file(folder / "adapter" / "adapter_model.safetensors")}
     return parts | {name: load_file(folder / f"{name}.safetensors") for name in _PARTS}

@@ -6,7 +6,7 @@ The class that a group is built into is chosen by its key `kind`: see `TEACHER_C
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -200,6 +200,7 @@ class TrainConfig:
     epochs: int = setting("passes over the training samples", ge=1)
     samples: int | None = setting("training samples used (drawn by seed); null: all", ge=1)
     batch_size: int = setting("samples per optimizer step (effective batch)", ge=1)
+    # Counts in fingerprints where the gate has BatchNorm, and only there: `IloraConfig.identity`.
     micro_batch_size: int = setting("samples per forward pass", ge=1, in_fingerprint=False)
     optimizer: str = setting("adam (L2) or adamw (decoupled decay)", choices=("adam", "adamw"))
     lr: float = setting("peak learning rate of LoRA, projector and item head", gt=0.0)
@@ -277,6 +278,9 @@ class IloraConfig:
     objective: ObjectiveConfig = setting("losses and read-out")
     prompt: PromptConfig = setting("wordings")
     train: TrainConfig = setting("training")
+    overfit: int | None = setting(
+        "debug: only learn this many training rows by heart, then stop; null: off", ge=1
+    )
     folds: int = setting("1: rows of train by a teacher trained on them; n: cross-fitted in n parts", ge=1)
     export: IloraExportConfig = setting("rows of the store")
 
@@ -292,6 +296,18 @@ class IloraConfig:
         if self.train.curriculum != "none" and self.prompt.mode == "text":
             out.append("train.curriculum: found a curriculum with prompt.mode=text, expected none")
         return out
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether the gate normalises over the micro-batch, whose size then changes what is learned."""
+        return self.gate.kind == "resnet1d" and self.lora.experts > 1
+
+    def identity(self) -> dict[str, Any]:
+        """What determines results, by group."""
+        parts = determining(self)
+        if self.batch_norm:
+            parts["train"]["micro_batch_size"] = self.train.micro_batch_size
+        return parts
 
 
 @dataclass(frozen=True)
@@ -375,11 +391,7 @@ def encoder_fingerprint(
 
 def model_fingerprint(config: IloraConfig, dataset_fp: str, train_ids: np.ndarray | None = None) -> str:
     """Identity of the trained iLoRA teacher: everything but the export (and the samples of a fold)."""
-    parts = {
-        f.name: determining(getattr(config, f.name))
-        for f in fields(config)
-        if f.name not in ("export", "folds")
-    }
+    parts = {k: v for k, v in config.identity().items() if k not in ("export", "folds")}
     parts |= {} if train_ids is None else {"train_ids": train_ids.tolist()}
     return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts})
 
@@ -390,5 +402,6 @@ def teacher_fingerprint(config: TeacherConfig, dataset_fp: str, selection_fp: st
     Args:
         selection_fp: of the selection whose samples are exported; None: all.
     """
-    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": determining(config)}
+    own = config.identity() if isinstance(config, IloraConfig) else determining(config)
+    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": own}
     return fingerprint(parts | ({} if selection_fp is None else {"selection": selection_fp}))

@@ -20,17 +20,18 @@ from src.core.paths import model_dir, work_dir
 from src.core.run import Run
 from src.core.seed import numpy_stream, seed_everything
 from src.core.teacher_store import TeacherRows
-from src.teacher.checkpoint import load_teacher, save_teacher
+from src.teacher.checkpoint import forget_trained, load_teacher, save_teacher
 from src.teacher.config import IloraConfig, model_fingerprint
 from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import load_llm
 from src.teacher.oom import Halving
-from src.teacher.prompts import PromptBuilder
+from src.teacher.overfit import refuse_debug
+from src.teacher.prompts import PromptBuilder, collate
 from src.teacher.protocol import by_item_scores, by_language
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
-from src.teacher.ranking.base import Context, check_adapter
+from src.teacher.ranking.base import Context, check_context
 from src.teacher.samples import SampleSource
 from src.teacher.team import Team
 from src.teacher.tiny_llm import tiny_llm_folder
@@ -58,21 +59,40 @@ class IloraTeacher:
         self._passes = Halving(config.export.batch_size, "teacher.export.batch_size")
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
-        """Build everything; train unless a teacher of this fingerprint is there."""
-        team = self._team()  # before the accelerator, for which its timeout holds too
-        self.accelerator = self._accelerator()
-        self.load()
+        """Build everything; train unless a teacher of this fingerprint is there.
+
+        Raises:
+            UserError: settings that do not fit the data or the LLM, or a training that went wrong.
+        """
+        refuse_debug(self.config)
+        team = self.open()
         with team.lock(self.folder):
             reused = team.agree(is_complete(self.folder))
             if not reused:
                 self._train(run)
                 team.agree(True)  # the others wait until the main process has saved
-            manifest = load_teacher(self.folder, self.model, fingerprint=self.fingerprint)
+            before = None if reused else self._probe()
+            if not reused:
+                forget_trained(self.model)  # what was not saved stays unusable, and the comparison shows it
+            manifest = load_teacher(
+                self.folder, self.model, fingerprint=self.fingerprint, llm=self.llm_identity
+            )
+            if before is not None and not torch.equal(before, self._probe()):
+                raise RuntimeError(
+                    f"{self.folder}: the reloaded teacher answers otherwise than the trained one"
+                )
             if self.accelerator.is_main_process:  # the checkpoint, also one that a kill left
                 shutil.rmtree(work_dir("teacher", self.fingerprint), ignore_errors=True)
         self.model.eval()
         self._ranker = None
         return {**manifest["training"], "reused": reused}
+
+    def open(self) -> Team:
+        """The processes, their device, and everything up to the untrained model."""
+        team = self._team()  # before the accelerator, for which its timeout holds too
+        self.accelerator = self._accelerator()
+        self.load()
+        return team
 
     def load(self) -> None:
         """Encoder, LLM, prompts and an untrained model."""
@@ -134,7 +154,7 @@ class IloraTeacher:
     def _ranker_with(self, batch_size: int, sample_ids: np.ndarray) -> Ranker:
         if self._ranker is None:
             context = self._context(batch_size)
-            check_adapter(context, sample_ids)
+            check_context(context, sample_ids)
             self._ranker = make_ranker(context)
         return self._ranker
 
@@ -192,6 +212,15 @@ class IloraTeacher:
         }
         if self.accelerator.is_main_process:
             save_teacher(self.folder, self.model, fields)
+
+    @torch.no_grad()
+    def _probe(self) -> torch.Tensor:
+        """The states of one validation prompt, [1, T, H]: equal states are equal logits."""
+        history = self.data.histories(self.data.splits["valid"][:1])
+        batch = collate([self.builder.build(history[0])]).to(self.model.device)
+        self.model.eval()
+        with self.model.gates.use(self.model.gate(self.encoder.h_seq(history).to(self.model.device))):
+            return self.model.states(batch, self.hybrid)
 
     def _team(self) -> Team:
         return Team.join(cpu=self.config.train.device == "cpu")

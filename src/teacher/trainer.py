@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.run import Run, Stopwatch, check_stop, stop_requested
 from src.core.seed import derive, numpy_stream, torch_stream
@@ -30,6 +29,14 @@ from src.teacher.oom import MOST, Halving
 from src.teacher.ranking import item_vectors, ndcg
 from src.teacher.samples import Micro, SampleSource
 from src.teacher.schedule import hybrid_probability, learning_rate
+from src.teacher.watch import (
+    StepSums,
+    check_adapter,
+    check_gradients,
+    check_loss,
+    gradient_norms,
+    step_scalars,
+)
 
 _LOG_EVERY = 10
 _CHECK_GRADIENTS_AT = 2  # B starts at zero, so A and the gate get their first gradient in the second step
@@ -47,18 +54,6 @@ class Progress:
     finished: bool = False
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass
-class StepSums:
-    """What one optimizer step reports: loss parts, tokens, gate statistics."""
-
-    item: float = 0.0
-    lm: float = 0.0
-    tokens: int = 0
-    entropy: float = 0.0
-    load: Tensor | None = None
-    samples: int = 0
 
 
 class TeacherTrainer:
@@ -94,11 +89,17 @@ class TeacherTrainer:
         self.hybrid = config.prompt.mode == "hybrid"
         self.parts = model.parts()
         self.optimizer = self._optimizer()
-        most = MOST if accelerator.num_processes == 1 else 0
+        # Where the size counts (BatchNorm in the gate) or the processes share out the passes, it stays.
+        most = MOST if accelerator.num_processes == 1 and not config.batch_norm else 0
         self.micro = Halving(self.train.micro_batch_size, "teacher.train.micro_batch_size", most)
-        self.pass_size = Halving(config.export.batch_size, "teacher.export.batch_size", most)
+        passes = MOST if accelerator.num_processes == 1 else 0
+        self.pass_size = Halving(config.export.batch_size, "teacher.export.batch_size", passes)
         self.done = Progress()
-        self.checked = False  # that every part gets a gradient
+        self.gradients_seen = self.adapter_seen = False  # what is checked once
+        # The rate has reached its peak: an adapter that does nothing now never will.
+        self.adapter_due = min(
+            self.total - 1, max(_CHECK_GRADIENTS_AT, int(self.total * self.train.warmup_share))
+        )
         self.best: dict[str, dict[str, Tensor]] | None = None
         self.items: Tensor | None = None  # [N, H] LLM states of the item texts
         self.since: list[tuple[float, float]] = []  # losses (item, lm) since the last validation
@@ -107,7 +108,7 @@ class TeacherTrainer:
         """Train to the end or until validation stops improving.
 
         Raises:
-            UserError: a loss is not finite, or a part gets no gradient.
+            UserError: a loss is not finite, a part gets no gradient, or the adapter changes nothing.
             Interrupted: a signal came; the checkpoint holds this very step.
         """
         self._resume()
@@ -138,6 +139,22 @@ class TeacherTrainer:
         log.info("teacher: best step %d of %d, validation %.4f", done.best_step, done.step, done.best_value)
         return done
 
+    def learn_by_heart(self, bound: float) -> tuple[int, float]:
+        """Steps until every loss that counts is below `bound`, or `total` of them; nothing is kept.
+
+        Returns:
+            (steps done, the larger loss of the last one, before its update).
+        """
+        self.model.train()
+        for step in progress(range(self.total), "overfit", unit="step"):
+            started = time.monotonic()
+            sums = self._step(step)
+            self._report(step, sums, time.monotonic() - started)
+            check_stop()
+            if (loss := max(sums.item, sums.lm)) < bound:
+                break
+        return step + 1, loss
+
     # -- one optimizer step ---------------------------------------------------------------------------
 
     def _step(self, step: int) -> StepSums:
@@ -155,22 +172,20 @@ class TeacherTrainer:
             lambda size: self._gradients(step, ids, hybrid, size),
             lambda: self.optimizer.zero_grad(set_to_none=True),
         )
-        if not math.isfinite(sums.item + sums.lm):
-            raise UserError(
-                f"loss {sums.item + sums.lm} at step {step + 1}",
-                "a finite loss",
-                "teacher.train.lr or precision",
-            )
-        if hybrid and not self.checked and step >= _CHECK_GRADIENTS_AT:
-            self._check_gradients(step)
+        check_loss(sums, step)
+        if hybrid and not self.gradients_seen and step >= _CHECK_GRADIENTS_AT:
+            check_gradients(self.parts, step)
+            self.gradients_seen = True
         if self.train.grad_clip is not None:
             nn.utils.clip_grad_norm_([p for g in self.parts.values() for p in g], self.train.grad_clip)
         rate = learning_rate(step, self.total, 1.0, self.train.lr_floor, self.train.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        self.norms = {name: _norm(group) for name, group in self.parts.items() if group}
+        self.norms = gradient_norms(self.parts)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if not self.adapter_seen and step >= self.adapter_due:
+            self._check_adapter(ids)
         return sums
 
     def _gradients(self, step: int, ids: np.ndarray, hybrid: bool, size: int) -> StepSums:
@@ -226,11 +241,8 @@ class TeacherTrainer:
                     loss = loss + objective.lm * lm / n_tokens
                     sums.lm += float(lm.detach()) / n_tokens
                 loss.backward()
-        g = gate.detach()
         sums.tokens += int(batch.mask.sum())
-        sums.samples += len(batch)
-        sums.entropy += float(-(g * g.clamp_min(1e-12).log()).sum())
-        sums.load = g.sum(0).cpu() if sums.load is None else sums.load + g.sum(0).cpu()
+        sums.add_gate(gate)
 
     def _reduce(self, sums: StepSums, hybrid: bool) -> None:
         """Add gradients and sums over the processes (trained parameters are few: one call each)."""
@@ -242,6 +254,9 @@ class TeacherTrainer:
             for p in group:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 p.grad.copy_(self.accelerator.reduce(p.grad, "sum"))
+        for buffer in self.model.router.buffers():  # BatchNorm's statistics: one gate in all processes
+            if buffer.is_floating_point():
+                buffer.copy_(self.accelerator.reduce(buffer, "mean"))
         load = torch.zeros(self.model.experts) if sums.load is None else sums.load
         packed = torch.tensor([sums.item, sums.lm, sums.tokens, sums.entropy, sums.samples, *load.tolist()])
         packed = self.accelerator.reduce(packed.to(self.model.device), "sum").tolist()
@@ -251,15 +266,12 @@ class TeacherTrainer:
     def _coin(self, step: int) -> float:
         return float(numpy_stream(self.config.seed, "teacher_curriculum", step).random())
 
-    def _check_gradients(self, step: int) -> None:
-        self.checked = True
-        for name, group in self.parts.items():
-            if group and not any(p.grad is not None and bool(p.grad.any()) for p in group):
-                raise UserError(
-                    f"the gradient of {name} is zero at step {step + 1}",
-                    "every trained part to learn",
-                    "teacher.objective, teacher.lora.targets or teacher.train.train_projector",
-                )
+    def _check_adapter(self, ids: np.ndarray) -> None:
+        self.model.eval()
+        micro = next(self.source.micro_batches(ids[:1], 1)).to(self.model.device)
+        check_adapter(self.model, micro.prompts, micro.h_seq, self.hybrid)
+        self.model.train()
+        self.adapter_seen = True
 
     def _optimizer(self) -> torch.optim.Optimizer:
         lr, decay = self.train.lr, self.train.weight_decay
@@ -324,14 +336,8 @@ class TeacherTrainer:
     def _report(self, step: int, sums: StepSums, seconds: float) -> None:
         if self.run is None or (step % _LOG_EVERY and step + 1 != self.total):
             return
-        scalars = {"loss/item": sums.item, "loss/lm": sums.lm, "tokens_per_s": sums.tokens / seconds}
-        scalars |= {f"gradient/{name}": value for name, value in self.norms.items()}
-        scalars["lr"] = self.optimizer.param_groups[0]["lr"]
-        if self.model.experts > 1 and sums.load is not None:
-            # 1 is uniform, 0 is one expert for everybody.
-            scalars["gate/entropy"] = sums.entropy / sums.samples / math.log(self.model.experts)
-            for k, share in enumerate((sums.load / sums.samples).tolist()):
-                scalars[f"gate/load_{k}"] = share
+        lr, model = self.optimizer.param_groups[0]["lr"], self.model
+        scalars = step_scalars(sums, self.norms, lr, seconds, model.experts, model.device)
         for name, value in scalars.items():
             self.run.scalar(f"teacher/{name}", value, step + 1)
 
@@ -357,8 +363,3 @@ class TeacherTrainer:
         self.done, self.best = Progress(**state["progress"]), state["best"]
         self.items = None if state["items"] is None else state["items"].to(self.model.device)
         log.info("going on after step %d of %s", self.done.step, self.path)
-
-
-def _norm(parameters: list[nn.Parameter]) -> float:
-    grads = [p.grad.norm() for p in parameters if p.grad is not None]
-    return float(torch.stack(grads).norm()) if grads else 0.0

@@ -60,7 +60,7 @@ def test_negative_weights_are_refused(key: str, value: float) -> None:
     [
         ({"gamma_position": 0.0, "gamma_confidence": 0.0, "gamma_consistency": 0.0}, "expected one above 0"),
         ({"lam": 0.0, "embedding": "none"}, "something to distil"),
-        ({"ed_weight": 0.0}, "ed_weight: found 0"),
+        ({"embedding": "fuse", "ed_weight": 0.0}, "ed_weight: found 0"),
         ({"embedding": "align", "align_weight": 0.0}, "align_weight: found 0"),
         ({"embedding": "both", "offset": False}, "offset: found false"),
         ({"control": "shuffle_rankings", "lam": 0.0}, "rankings to shuffle"),

@@ -215,7 +215,7 @@ def test_fused_table_in_training_evaluation_and_folded(
     small_data: InteractionData, student: str, changes: dict
 ) -> None:
     """The rows that a step fuses, the whole table, and the folded plain student give the same scores."""
-    objective, samples = distilled(small_data, student, ed_weight=0.7, **changes)
+    objective, samples = distilled(small_data, student, embedding="fuse", ed_weight=0.7, **changes)
     objective.eval()
     batch = samples.batch(torch.arange(12))
     with torch.no_grad():
@@ -231,7 +231,7 @@ def test_fused_table_in_training_evaluation_and_folded(
 
 
 def test_fuse_by_hand(small_data: InteractionData) -> None:
-    objective, _ = distilled(small_data, ed_weight=0.25)
+    objective, _ = distilled(small_data, embedding="fuse", ed_weight=0.25)
     projector, table = objective.projector, objective.item_table()
     expected = objective.student.items.weight[7] + 0.25 * (
         projector.map.weight @ projector.table[7] + projector.map.bias
@@ -266,8 +266,8 @@ def test_align_draws_item_vectors_to_the_projected_teacher(small_data: Interacti
 
 
 def test_bf16_projection_is_close(small_data: InteractionData) -> None:
-    exact, samples = distilled(small_data)
-    rounded, _ = distilled(small_data, projection_dtype="bf16")
+    exact, samples = distilled(small_data, embedding="fuse")
+    rounded, _ = distilled(small_data, embedding="fuse", projection_dtype="bf16")
     assert rounded.projector.table.dtype == torch.bfloat16
     a, b = exact.item_table(), rounded.item_table()
     assert b.dtype == torch.float32

@@ -126,6 +126,7 @@ VALUES: tuple[tuple[str, Any, str], ...] = (
     ("teacher.train.batch_size", 0, "teacher.train.batch_size: found 0"),
     ("teacher.train.precision", "fp8", "teacher.train.precision: found 'fp8'"),
     ("teacher.train.precision", False, "teacher.train.precision: found False, expected str"),
+    ("teacher.overfit", 0, "teacher.overfit: found 0, expected >= 1"),
     ("teacher.export.top_k", 0, "teacher.export.top_k: found 0, expected >= 1"),
     ("teacher.export.train_share", 0.0, "teacher.export.train_share: found 0.0, expected > 0"),
     ("teacher.encoder.width", -8, "teacher.encoder.width: found -8"),

@@ -191,7 +191,7 @@ def test_a_history_longer_than_the_positions_is_refused():
         ("sasrec", "heads=3", "heads"),
         ("sasrec_dllm2rec", "heads=2", "blocks, heads"),
         ("caser", "tie_output=true", "tie_output"),
-        ("gru4rec", "label_smoothing=0.1", "label_smoothing"),
+        ("sasrec_dllm2rec", "label_smoothing=0.1", "label_smoothing"),
         ("sasrec", "loss=bce", "learn_repeats"),
         ("sasrec", "dropout=1.0", "dropout"),
         ("sasrec", "loss=mse", "loss"),

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from src.core.artifacts import MANIFEST, sha256_file
 from src.core.errors import Interrupted, UserError
+from src.core.run import Run
 from src.teacher import trainer as trainer_module
 from src.teacher.checkpoint import load_teacher, load_trained_state, trained_state
+from src.teacher.config import model_fingerprint, teacher_fingerprint
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.interfaces import Teacher
 from src.teacher.item_head import ItemHead, item_loss
@@ -310,6 +312,70 @@ def test_a_part_without_gradient_ends_the_run(make_config, demo_data, teacher_ro
     teacher = IloraTeacher(make_config("teacher.name=cut"), demo_data)
     with pytest.raises(UserError, match="gradient of gate is zero"):
         teacher.prepare(None)
+
+
+def test_an_adapter_without_effect_ends_the_run(make_config, demo_data, teacher_roots):
+    teacher = IloraTeacher(make_config("teacher.train.lr=1e-30", "teacher.train.samples=96"), demo_data)
+    with pytest.raises(UserError, match="the adapter has no effect: the LLM's states are equal"):
+        teacher.prepare(None)
+    assert not teacher.folder.exists()
+
+
+def test_a_part_that_is_not_saved_is_noticed(make_config, demo_data, teacher_roots, monkeypatch):
+    """The reloaded model starts from nothing: what the folder lacks shows in the states."""
+    monkeypatch.setattr("src.teacher.ilora_teacher.load_teacher", lambda *a, **k: {"training": {}})
+    config = make_config("teacher.train.samples=32", "teacher.name=unsaved")
+    with pytest.raises(RuntimeError, match="the reloaded teacher answers otherwise"):
+        IloraTeacher(config, demo_data).prepare(None)
+
+
+def test_a_checkpoint_of_another_llm_or_dataset_is_refused(trained):
+    teacher, _ = trained
+    other = {**teacher.llm_identity, "revision": "f00"}
+    with pytest.raises(UserError, match="llm is .*'revision': None.* expected .*'revision': 'f00'"):
+        load_teacher(teacher.folder, teacher.model, llm=other)
+    with pytest.raises(UserError, match="dataset_fingerprint is .* expected 'other'"):
+        load_teacher(teacher.folder, teacher.model, dataset_fingerprint="other")
+
+
+def test_the_micro_batch_counts_where_the_gate_has_batch_norm(make_config):
+    def prints(*overrides: str) -> list[tuple[str, str]]:
+        configs = (make_config(*overrides, f"teacher.train.micro_batch_size={n}") for n in (8, 16))
+        return [(model_fingerprint(c, "d"), teacher_fingerprint(c, "d")) for c in configs]
+
+    for gate in ("linear", "mlp", "uniform"):
+        a, b = prints(f"teacher.gate.kind={gate}")
+        assert a == b, gate
+    a, b = prints("teacher.gate.kind=resnet1d")
+    assert a[0] != b[0] and a[1] != b[1]
+    a, b = prints("teacher.gate.kind=resnet1d", "teacher.lora.experts=1")  # no router at all
+    assert a == b
+
+
+def test_what_tensorboard_shows(make_config, demo_data, teacher_roots, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run.start(tmp_path / "run", "teacher", "x")
+    config = make_config("teacher.train.samples=96", "teacher.name=shown", "teacher.objective.lm=0.5")
+    IloraTeacher(config, demo_data).prepare(run)
+    run.close()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    last = {t.removeprefix("teacher/"): events.Scalars(t)[-1].value for t in events.Tags()["scalars"]}
+    parts = {f"gradient/{p}" for p in ("lora", "gate", "projector", "head")}
+    loads = {f"gate/load_{k}" for k in range(4)}
+    assert last.keys() >= parts | loads | {
+        "loss/item",
+        "loss/lm",
+        "lr",
+        "gate/entropy",
+        "tokens_per_s",
+        "valid",
+    }
+    assert all(last[p] > 0 for p in parts) and last["tokens_per_s"] > 0
+    assert sum(last[k] for k in loads) == pytest.approx(1.0, rel=1e-5)
+    assert 0 < last["gate/entropy"] <= 1 + 1e-6
+    assert 0.05 < last["peak_memory_gib"] < 100  # of this process
 
 
 def test_micro_batches_do_not_change_the_step(make_config, demo_data, teacher_roots):

@@ -11,7 +11,7 @@ import torch
 from src.core.errors import ConfigError, UserError
 from src.teacher.prompts import Example, PromptBuilder, collate
 from src.teacher.ranking import SCORE_KIND, make_ranker
-from src.teacher.ranking.base import Context, check_adapter
+from src.teacher.ranking.base import Context, check_context
 from src.teacher.ranking.tree import TitleTree, title_tokens
 from src.teacher.samples import SampleSource
 
@@ -285,10 +285,10 @@ def test_an_adapter_without_effect_is_refused(trained, demo_data):
                 if name in saved:
                     p.zero_()
         with pytest.raises(UserError, match="the adapter has no effect"):
-            check_adapter(context(teacher), demo_data.splits["test"])
+            check_context(context(teacher), demo_data.splits["test"])
     finally:
         model.llm.load_state_dict(saved, strict=False)
-    check_adapter(context(teacher), demo_data.splits["test"])
+    check_context(context(teacher), demo_data.splits["test"])
 
 
 def test_scores_that_are_not_finite_are_refused(trained, demo_data):

@@ -19,6 +19,7 @@ from src.teacher.fillers import top_k
 from src.teacher.ilora_model import IloraModel
 from src.teacher.prompts import Example, collate
 from src.teacher.samples import SampleSource
+from src.teacher.watch import check_adapter
 
 SCORE_KIND = {
     "hidden": "log_likelihood",
@@ -162,19 +163,9 @@ def not_finite(sample_id: int) -> UserError:
     )
 
 
-def check_adapter(context: Context, sample_ids: np.ndarray) -> None:
-    """Raise UserError when the LLM answers a sample's prompt alike with and without its adapter."""
-    model, source = context.model, context.source
-    prompt = source.builder.build(source.data.histories(sample_ids[:1])[0])
-    batch = collate([prompt]).to(model.device)
-    gate = model.gate(source.encoder.h_seq(source.data.histories(sample_ids[:1])).to(model.device))
-    with torch.no_grad(), model.gates.use(gate):
-        adapted = model.states(batch, context.hybrid)
-        with model.llm.disable_adapter():
-            base = model.states(batch, context.hybrid)
-    if torch.equal(adapted, base):
-        raise UserError(
-            "the adapter has no effect: the LLM's states are equal with and without it",
-            "a trained adapter",
-            "teacher.train (lr, epochs, precision), and train again",
-        )
+def check_context(context: Context, sample_ids: np.ndarray) -> None:
+    """`watch.check_adapter` on the first sample's prompt."""
+    source, device = context.source, context.model.device
+    history = source.data.histories(sample_ids[:1])
+    batch = collate([source.builder.build(history[0])]).to(device)
+    check_adapter(context.model, batch, source.encoder.h_seq(history).to(device), context.hybrid)

@@ -1,0 +1,111 @@
+"""What is watched while the teacher trains: figures for TensorBoard, and faults that end the run with the reason."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.core.errors import UserError
+from src.teacher.ilora_model import IloraModel
+from src.teacher.prompts import Batch
+
+
+@dataclass
+class StepSums:
+    """What one optimizer step reports: loss parts, tokens, gate statistics."""
+
+    item: float = 0.0
+    lm: float = 0.0
+    tokens: int = 0
+    entropy: float = 0.0
+    load: Tensor | None = None
+    samples: int = 0
+
+    def add_gate(self, gate: Tensor) -> None:
+        """Count the expert weights [B, K] of further samples."""
+        g = gate.detach()
+        self.samples += len(g)
+        self.entropy += float(-(g * g.clamp_min(1e-12).log()).sum())
+        self.load = g.sum(0).cpu() if self.load is None else self.load + g.sum(0).cpu()
+
+
+def step_scalars(
+    sums: StepSums, norms: Mapping[str, float], lr: float, seconds: float, experts: int, device: torch.device
+) -> dict[str, float]:
+    """TensorBoard's figures of one optimizer step of `seconds`; `norms` are gradient norms by part."""
+    scalars = {"loss/item": sums.item, "loss/lm": sums.lm, "tokens_per_s": sums.tokens / seconds, "lr": lr}
+    scalars |= {f"gradient/{name}": value for name, value in norms.items()}
+    scalars["peak_memory_gib"] = peak_memory(device) / 2**30
+    if experts > 1 and sums.load is not None:
+        # 1 is uniform, 0 is one expert for everybody.
+        scalars["gate/entropy"] = sums.entropy / sums.samples / math.log(experts)
+        for k, share in enumerate((sums.load / sums.samples).tolist()):
+            scalars[f"gate/load_{k}"] = share
+    return scalars
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: of tensors on the GPU, or of the whole process (resident) on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def gradient_norms(parts: Mapping[str, list[nn.Parameter]]) -> dict[str, float]:
+    """Norm of the gradient of every trained part; 0 where it has none."""
+    norms = {}
+    for name, group in parts.items():
+        grads = [p.grad.norm() for p in group if p.grad is not None]
+        if group:
+            norms[name] = float(torch.stack(grads).norm()) if grads else 0.0
+    return norms
+
+
+def check_loss(sums: StepSums, step: int) -> None:
+    """Raise UserError when a loss of this step is not finite."""
+    if not math.isfinite(sums.item + sums.lm):
+        raise UserError(
+            f"loss {sums.item + sums.lm} at step {step + 1}",
+            "a finite loss",
+            "teacher.train.lr or precision",
+        )
+
+
+def check_gradients(parts: Mapping[str, list[nn.Parameter]], step: int) -> None:
+    """Raise UserError when a trained part gets no gradient."""
+    for name, group in parts.items():
+        if group and not any(p.grad is not None and bool(p.grad.any()) for p in group):
+            raise UserError(
+                f"the gradient of {name} is zero at step {step + 1}",
+                "every trained part to learn",
+                "teacher.objective, teacher.lora.targets or teacher.train.train_projector",
+            )
+
+
+@torch.no_grad()
+def check_adapter(model: IloraModel, batch: Batch, h_seq: Tensor, hybrid: bool) -> None:
+    """Raise UserError when the LLM answers these prompts alike with and without its adapter.
+
+    Equal states are equal logits: the head between them is frozen.
+
+    Args:
+        model: in eval mode.
+        batch, h_seq: prompts and [B, E] sequence vectors, on its device.
+    """
+    with model.gates.use(model.gate(h_seq)):
+        adapted = model.states(batch, hybrid)
+        with model.llm.disable_adapter():
+            base = model.states(batch, hybrid)
+    if torch.equal(adapted, base):
+        raise UserError(
+            "the adapter has no effect: the LLM's states are equal with and without it",
+            "a trained adapter",
+            "teacher.train (lr, epochs, precision), and train again",
+        )

@@ -1,0 +1,81 @@
+"""`teacher.overfit`: a few rows by heart, and never a result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from src.core.errors import UserError
+from src.core.paths import data_root
+from src.teacher import overfit as overfit_module
+from src.teacher.config import model_fingerprint, teacher_fingerprint
+from src.teacher.ilora_teacher import IloraTeacher
+from src.teacher.overfit import BOUND, answer_floor, learn_by_heart, refuse_debug, wants_overfit
+from tests.teacher.conftest import compose_teacher
+
+LM = (
+    "teacher.objective.item=0",
+    "teacher.objective.lm=1",
+    "teacher.objective.prior=none",
+    "teacher.export.ranking=trie",
+    "teacher.export.embedding.source=text",
+)
+ITEM = ("teacher.objective.lm=0",)
+
+
+@pytest.mark.parametrize("objective", [LM, ITEM], ids=["lm", "item"])
+def test_eight_rows_by_heart(make_config, demo_data, teacher_roots, objective):
+    config = make_config("teacher.overfit=8", *objective)
+    loss = learn_by_heart(config, demo_data, None)
+    teacher = IloraTeacher(config, demo_data)
+    if objective is ITEM:
+        assert loss < BOUND
+    else:
+        teacher.open()
+        rows = overfit_module.rows_of(config, demo_data)
+        assert loss < max(BOUND, 1.05 * answer_floor(teacher, rows))
+    # nothing that another run could take for a teacher
+    assert not teacher.folder.exists()
+    assert not (data_root() / "work" / "overfit").exists()
+
+
+def test_a_loss_that_stays_high_is_an_error(make_config, demo_data, teacher_roots, monkeypatch):
+    monkeypatch.setattr(overfit_module, "_STEPS", 4)
+    config = make_config("teacher.overfit=8", "teacher.train.lr=1e-5", *ITEM)
+    with pytest.raises(UserError, match=r"loss on 8 rows is \d.* after 4 steps.*; expected below 0.05"):
+        learn_by_heart(config, demo_data, None)
+    with pytest.raises(UserError, match=r"teacher.overfit=100000; expected 1 to \d+ training rows"):
+        learn_by_heart(replace(config, overfit=100_000), demo_data, None)
+
+
+def test_it_is_never_a_teacher(make_config, demo_data, teacher_roots):
+    plain, debug = make_config(), make_config("teacher.overfit=8")
+    assert not wants_overfit(plain) and wants_overfit(debug)
+    assert not wants_overfit(compose_teacher("teacher=knn"))
+    assert model_fingerprint(plain, "d") != model_fingerprint(debug, "d")
+    assert teacher_fingerprint(plain, "d") != teacher_fingerprint(debug, "d")
+    for profile in ("ilora", "ilora_paper", "bigrec"):
+        assert compose_teacher(f"teacher={profile}").overfit is None
+    refuse_debug(plain)
+    with pytest.raises(UserError, match="a teacher with teacher.overfit=8; expected null: it is no result"):
+        IloraTeacher(debug, demo_data).prepare(None)
+
+
+def test_the_floor_of_the_embedded_llm(make_config, demo_data, teacher_roots):
+    """No state that passes the last norm makes these answers likelier."""
+    config = make_config("teacher.overfit=8", *LM)
+    teacher = IloraTeacher(config, demo_data)
+    teacher.open()
+    rows = overfit_module.rows_of(config, demo_data)
+    floor = answer_floor(teacher, rows)
+    base = teacher.model.llm.get_base_model()
+    head, scale = base.get_output_embeddings().weight.detach(), base.model.norm.weight.detach()
+    answers = [t for i in demo_data.targets(rows) for t in teacher.builder.answer_ids(int(i)).tolist()]
+    generator = torch.Generator().manual_seed(0)
+    for spread in (0.1, 0.3, 1.0):  # around the tokens' own directions
+        free = head[answers] * scale + spread * torch.randn(len(answers), len(scale), generator=generator)
+        normed = free / free.pow(2).mean(dim=1, keepdim=True).sqrt() * scale
+        assert float(F.cross_entropy(normed @ head.T, torch.tensor(answers))) > floor > 0
