@@ -121,6 +121,12 @@ class IloraTeacher:
         return self.data.splits["train"] if self.subset is None else self.subset
 
     def train_sample_ids(self) -> np.ndarray:
+        """All that the frozen encoder learned from: its scores and vectors are a part of this teacher, so a row
+        is out of sample only where neither encoder nor LLM saw its target."""
+        return self.learnable_ids()
+
+    def llm_sample_ids(self) -> np.ndarray:
+        """[n] ascending ids that the LLM's adapter is trained on (`train.samples` of them)."""
         ids, count = self.learnable_ids(), self.config.train.samples
         if count is None or count >= len(ids):
             return ids
@@ -178,7 +184,7 @@ class IloraTeacher:
         if len(valid) > config.train.eval_samples:
             rng = numpy_stream(config.seed, "teacher_valid")
             valid = np.sort(rng.choice(valid, config.train.eval_samples, replace=False))
-        train_ids = self.train_sample_ids()
+        train_ids = self.llm_sample_ids()
         counts = {name: sum(p.numel() for p in group) for name, group in self.model.parts().items()}
         base = sum(p.numel() for p in self.model.llm.parameters()) - counts["lora"]
         log.info("training on %d samples; base %d parameters, trained %s", len(train_ids), base, counts)

@@ -398,7 +398,7 @@ def test_micro_batches_do_not_change_the_step(make_config, demo_data, teacher_ro
             teacher.config,
             teacher.model,
             teacher.source,
-            teacher.train_sample_ids(),
+            teacher.llm_sample_ids(),
             demo_data.splits["valid"][:8],
             teacher_roots / f"micro{size}",
             "x",
@@ -431,3 +431,12 @@ def test_a_folder_without_a_model_is_refused(make_config, demo_data, teacher_roo
     config = make_config("teacher/llm=local", f"teacher.llm.path={tmp_path}")
     with pytest.raises(UserError, match="holds no config.json"):
         IloraTeacher(config, demo_data).prepare(None)
+
+
+def test_what_the_encoder_saw_is_in_sample(trained, demo_data):
+    """The SASRec's scores are a part of the teacher's, also for rows that the LLM never saw."""
+    teacher, report = trained
+    np.testing.assert_array_equal(teacher.train_sample_ids(), demo_data.splits["train"])
+    own = teacher.llm_sample_ids()
+    assert len(own) == report["train_samples"] < len(demo_data.splits["train"])
+    assert np.isin(own, demo_data.splits["train"]).all()

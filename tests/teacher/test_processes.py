@@ -31,7 +31,7 @@ config = compose_teacher(
 )
 teacher = IloraTeacher(config, data)
 team = teacher.open()
-ids = teacher.train_sample_ids()[:80]  # 32 + 32 + 16 samples: 7, 7 and 4 micro-batches, not all in pairs
+ids = teacher.llm_sample_ids()[:80]  # 32 + 32 + 16 samples: 7, 7 and 4 micro-batches, not all in pairs
 trainer = TeacherTrainer(
     config, teacher.model, teacher.source, ids, ids[:8], Path(sys.argv[1]), "x", teacher.accelerator
 )
