@@ -360,13 +360,68 @@ class PopularityConfig:
     export: ExportConfig = setting("rows of the store")
 
 
-TeacherConfig = IloraConfig | SasrecConfig | KnnConfig | MarkovConfig | PopularityConfig
+@dataclass(frozen=True)
+class FusedConfig:
+    """`teacher=fused`: a weighted sum of other teachers' log-probabilities."""
+
+    name: str = setting("name in paths and tables", file_name=True)
+    kind: str = setting("which teacher", choices=("fused",))
+    seed: int = setting("seed of the export's draw", ge=0)
+    members: dict = setting("{name: settings of a teacher that scores the catalogue}")
+    weights: dict | None = setting("{member: weight}; null: fitted on validation")
+    embeddings: str = setting("the member whose item vectors the store holds")
+    folds: int = setting("1: rows of train by a teacher trained on them; n: cross-fitted in n parts", ge=1)
+    export: ExportConfig = setting("rows of the store")
+
+    def problems(self) -> list[str]:
+        out, names = [], ", ".join(self.members)
+        if not self.members:
+            out.append("members: found none, expected at least one")
+        elif self.embeddings not in self.members:
+            out.append(f"embeddings: found {self.embeddings}, expected one of {names}")
+        for name, member in self.members.items():
+            if isinstance(member, FusedConfig):
+                out.append(f"members.{name}.kind: found fused, expected another teacher")
+            elif isinstance(member, IloraConfig) and member.export.ranking != "hidden":
+                found = member.export.ranking
+                out.append(
+                    f"members.{name}.export.ranking: found {found}, expected hidden (it scores all items)"
+                )
+        weights = self.weights
+        if weights is not None and (
+            set(weights) != set(self.members)
+            or not all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in weights.values())
+            or not any(weights.values())
+        ):
+            out.append(
+                f"weights: found {weights}, expected a number >= 0 for each of {names}, one of them above 0"
+            )
+        return out
+
+    @property
+    def encoder(self) -> StudentConfig | None:
+        """The SASRec that the quality report compares with: that of the member `sasrec` or `ilora`."""
+        found = (getattr(self.members.get(name), "encoder", None) for name in ("sasrec", "ilora"))
+        return next((encoder for encoder in found if encoder is not None), None)
+
+    def identity(self) -> dict[str, Any]:
+        """What determines results, by group; of a member not what only its own store would have."""
+        members = {name: identity(member) for name, member in self.members.items()}
+        for parts in members.values():
+            parts.pop("folds", None)
+            parts["export"] = {k: v for k, v in parts["export"].items() if k == "embedding"}
+        own = {k: v for k, v in vars(self).items() if k not in ("members", "export")}
+        return own | {"members": members, "export": determining(self.export)}
+
+
+TeacherConfig = IloraConfig | SasrecConfig | KnnConfig | MarkovConfig | PopularityConfig | FusedConfig
 TEACHER_CONFIGS: dict[str, type] = {
     "ilora": IloraConfig,
     "sasrec": SasrecConfig,
     "knn": KnnConfig,
     "markov": MarkovConfig,
     "popularity": PopularityConfig,
+    "fused": FusedConfig,
 }
 
 
@@ -378,7 +433,16 @@ def build_teacher_config(
     if kind not in TEACHER_CONFIGS:
         problems.append(f"{where}.kind: found {kind!r}, expected one of {', '.join(TEACHER_CONFIGS)}")
         return None
-    return build(TEACHER_CONFIGS[kind], values, where, problems)
+    before = len(problems)
+    if kind == "fused" and isinstance(members := values.get("members"), Mapping):
+        made = {n: build_teacher_config(v, f"{where}.members.{n}", problems) for n, v in members.items()}
+        values = {**values, "members": made}
+    return build(TEACHER_CONFIGS[kind], values, where, problems) if len(problems) == before else None
+
+
+def identity(config: TeacherConfig) -> dict[str, Any]:
+    """What determines a teacher's results, by group."""
+    return config.identity() if isinstance(config, (IloraConfig, FusedConfig)) else determining(config)
 
 
 def encoder_fingerprint(
@@ -402,6 +466,5 @@ def teacher_fingerprint(config: TeacherConfig, dataset_fp: str, selection_fp: st
     Args:
         selection_fp: of the selection whose samples are exported; None: all.
     """
-    own = config.identity() if isinstance(config, IloraConfig) else determining(config)
-    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": own}
+    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": identity(config)}
     return fingerprint(parts | ({} if selection_fp is None else {"selection": selection_fp}))

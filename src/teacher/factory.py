@@ -6,7 +6,7 @@ import numpy as np
 
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
-from src.teacher.config import IloraConfig, TeacherConfig
+from src.teacher.config import FusedConfig, IloraConfig, TeacherConfig
 from src.teacher.interfaces import Teacher
 
 FILLERS = {
@@ -32,9 +32,13 @@ def build_teacher(
         from src.teacher.ilora_teacher import IloraTeacher
 
         return IloraTeacher(config, data, train_ids)
+    if isinstance(config, FusedConfig):
+        from src.teacher.fused import FusedTeacher
+
+        return FusedTeacher(config, data, train_ids)
     from src.teacher import fillers
 
     made = getattr(fillers, FILLERS.get(config.kind, ""), None)
     if made is None:
-        raise UserError(f"teacher.kind={config.kind}", f"ilora, {', '.join(FILLERS)}", "teacher.kind")
+        raise UserError(f"teacher.kind={config.kind}", f"ilora, fused, {', '.join(FILLERS)}", "teacher.kind")
     return made(config, data, train_ids)

@@ -32,6 +32,7 @@ from src.teacher.prompts import PromptBuilder, collate
 from src.teacher.protocol import by_item_scores, by_language
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
 from src.teacher.ranking.base import Context, check_context
+from src.teacher.ranking.hidden import catalogue_scores
 from src.teacher.samples import SampleSource
 from src.teacher.team import Team
 from src.teacher.tiny_llm import tiny_llm_folder
@@ -135,6 +136,19 @@ class IloraTeacher:
     def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
         ids = np.asarray(sample_ids)
         return self._passes.run(lambda size: self._ranker_with(size, ids).rank(ids, k), self._forget_ranker)
+
+    def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
+        """[n, N] float32 log-probabilities of the whole catalogue (objective item); the caller bounds n."""
+        out = np.empty((len(sample_ids), self.data.n_items), np.float32)
+
+        def scored(size: int) -> np.ndarray:
+            ranker = self._ranker_with(size, sample_ids)
+            how = {"hybrid": self.hybrid, "batch_size": size}
+            for rows, log_p in catalogue_scores(self.model, self.source, sample_ids, ranker.items, **how):
+                out[rows] = log_p.cpu().numpy()
+            return out
+
+        return self._passes.run(scored, self._forget_ranker)
 
     def choose(self, candidates: CandidateSet) -> dict[str, Choices]:
         """By generation and likelihood (objective lm), by item scores (objective item), and what the frozen
