@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from src.core.paths import processed_dir
 from src.exp.forecast import BYTES, TOKENS_PER_ITEM, Shape, llm_shape, prompt_tokens
 from src.exp.settings import Settings
 from src.student.config import StudentConfig
-from src.teacher.config import IloraConfig
+from src.teacher.config import IloraConfig, members_of
 
 _DISTILL = 2.0  # a distilled epoch beside a baseline's: benchmarks/distill_speed.py
 _PROBE_FLOPS = 1e10  # of one timed pass through a block
@@ -61,17 +62,18 @@ def student_line(settings: Settings, sizes: Sizes, distilled: bool) -> str:
 
 def teacher_line(settings: Settings, sizes: Sizes) -> str:
     """Training and export of the teacher, the frozen encoder included."""
-    config, parts = settings.teacher, dict[str, float]()
-    rows = export_rows(settings, sizes)
-    folds = getattr(config, "folds", 1)
+    parts, rows = defaultdict[str, float](float), export_rows(settings, sizes)
+    folds = getattr(settings.teacher, "folds", 1)
     trainings = folds + 1 if folds > 1 else 1
-    if (encoder := getattr(config, "encoder", None)) is not None:
-        parts["encoder, at most"] = trainings * _student_seconds(settings, encoder, sizes)
-    if isinstance(config, IloraConfig):
-        if (shape := llm_shape(config.llm)) is None:
-            return "time of the LLM: not known before its configuration is on this machine"
-        train, export = _llm_seconds(settings, config, shape, sizes, rows)
-        parts |= {"LLM": trainings * train, f"export of {rows} samples by {config.export.ranking}": export}
+    for config in members_of(settings.teacher):
+        if (encoder := getattr(config, "encoder", None)) is not None:
+            parts["encoder, at most"] += trainings * _student_seconds(settings, encoder, sizes)
+        if isinstance(config, IloraConfig):
+            if (shape := llm_shape(config.llm)) is None:
+                return "time of the LLM: not known before its configuration is on this machine"
+            train, export = _llm_seconds(settings, config, shape, sizes, rows)
+            parts["LLM"] += trainings * train
+            parts[f"export of {rows} samples by {config.export.ranking}"] += export
     if not parts:
         return "time: seconds to minutes, nothing is trained by gradient"
     return f"time: about {', '.join(f'{name} {_shown(value)}' for name, value in parts.items())}{_of(sizes)}"
@@ -211,17 +213,17 @@ def export_bytes(settings: Settings, sizes: Sizes) -> int:
     """Of the finished store with its shards beside it for a moment, the embeddings, and the models."""
     from src.teacher.export import forecast_bytes
 
-    config = settings.teacher
-    encoder = getattr(config, "encoder", None)
-    width = encoder.width if encoder is not None else getattr(config, "dim", 1)
-    store = 2 * forecast_bytes(export_rows(settings, sizes), config.export.top_k, 0)
+    export, store, width = settings.teacher.export, 0.0, 1
+    for config in members_of(settings.teacher):
+        if (encoder := getattr(config, "encoder", None)) is not None:
+            store += student_bytes(encoder, sizes)
+        width = max(width, encoder.width if encoder is not None else getattr(config, "dim", 1))
+        if isinstance(config, IloraConfig) and (shape := llm_shape(config.llm)) is not None:
+            store += 5 * 4 * shape.lora_parameters(config.lora.rank)  # the adapter, and a checkpoint of it
+            if config.llm.tiny is not None:
+                store += shape.parameters() * BYTES[config.llm.dtype]
+    store += 2 * forecast_bytes(export_rows(settings, sizes), export.top_k, 0)
     store += 4 * (sizes.n_items + 1) * width
-    if encoder is not None:
-        store += student_bytes(encoder, sizes)
-    if isinstance(config, IloraConfig) and (shape := llm_shape(config.llm)) is not None:
-        store += 5 * 4 * shape.lora_parameters(config.lora.rank)  # the adapter, and a checkpoint of it
-        if config.llm.tiny is not None:
-            store += int(shape.parameters() * BYTES[config.llm.dtype])
     return int(store)
 
 

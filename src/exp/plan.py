@@ -14,7 +14,7 @@ from src.core.run import completed_run
 from src.exp.duration import export_bytes, sizes_of, student_bytes, student_line, teacher_line
 from src.exp.forecast import memory_lines
 from src.exp.settings import Settings
-from src.teacher.config import IloraConfig
+from src.teacher.config import IloraConfig, members_of
 from src.teacher.overfit import wants_overfit
 
 _GIB = 2**30
@@ -54,8 +54,9 @@ def plan(settings: Settings, stage: str) -> list[str]:
                 f"no teacher outputs at {store}", "a completed run_teacher", "teacher, or run it first"
             )
         lines.append(f"teacher outputs {settings.teacher.name}/{settings.teacher_fp}: {_state(store)}")
-        if stage == "teacher" and isinstance(settings.teacher, IloraConfig):
-            lines += memory_lines(settings.teacher, settings.dataset.max_history)
+        for config in members_of(settings.teacher):
+            if stage == "teacher" and isinstance(config, IloraConfig):
+                lines += memory_lines(config, settings.dataset.max_history)
     if stage == "eval_all":
         from src.exp.compare import check_variants
 

@@ -440,6 +440,11 @@ def build_teacher_config(
     return build(TEACHER_CONFIGS[kind], values, where, problems) if len(problems) == before else None
 
 
+def members_of(config: TeacherConfig) -> list[TeacherConfig]:
+    """The teachers that score for this one: itself, or a pool's members."""
+    return list(config.members.values()) if isinstance(config, FusedConfig) else [config]
+
+
 def identity(config: TeacherConfig) -> dict[str, Any]:
     """What determines a teacher's results, by group."""
     return config.identity() if isinstance(config, (IloraConfig, FusedConfig)) else determining(config)

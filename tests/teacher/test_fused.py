@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from tests.teacher.test_fillers import build, settings_of, toy
 
 from src.core.errors import UserError
 from src.teacher.config import teacher_fingerprint
 from src.teacher.export import fill_store
 from src.teacher.fused import FusedTeacher, fit_weights
+from tests.teacher.test_fillers import build, settings_of, toy
 
 PLAIN = (
     "~teacher.members.ilora",
