@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from src.core.artifacts import fingerprint
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
@@ -47,23 +48,27 @@ class FusedTeacher(Filler):
             ids = np.sort(numpy_stream(self.config.seed, "fused").choice(ids, count, replace=False))
             scores = np.stack([self._scores(member, ids) for member in self.members.values()])
             fitted = fit_weights(scores, self.data.targets(ids) - 1)
-            self.weights = dict(zip(self.members, fitted.tolist(), strict=True))
+            self.shares = dict(zip(self.members, fitted.tolist(), strict=True))
         else:
-            self.weights = {name: float(self.config.weights[name]) for name in self.members}
-        log.info("weights: %s", ", ".join(f"{name} {w:.3f}" for name, w in self.weights.items()))
+            self.shares = {name: float(self.config.weights[name]) for name in self.members}
+        log.info("weights: %s", ", ".join(f"{name} {w:.3f}" for name, w in self.shares.items()))
         seconds = watch.seconds() + sum(float(t["train_seconds"]) for t in told.values())
         reused = all(bool(t["reused"]) for t in told.values())
-        return {"train_seconds": round(seconds, 3), "reused": reused, "weights": self.weights}
+        return {"train_seconds": round(seconds, 3), "reused": reused, "weights": self.shares}
 
     def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
         total = np.zeros((len(sample_ids), self.data.n_items), np.float32)
         for name, member in self.members.items():
-            if self.weights[name] > 0:
-                total += np.float32(self.weights[name]) * self._scores(member, sample_ids)
+            if self.shares[name] > 0:
+                total += np.float32(self.shares[name]) * self._scores(member, sample_ids)
         return log_softmax(total, axis=1)
 
     def _scores(self, member: Any, sample_ids: np.ndarray) -> np.ndarray:
         return np.concatenate([member.score_all(sample_ids[rows]) for rows in self._batches(len(sample_ids))])
+
+    def weights(self) -> str:
+        shares = {name: round(share, 6) for name, share in self.shares.items()}
+        return fingerprint({name: (member.weights(), shares[name]) for name, member in self.members.items()})
 
     def item_embeddings(self) -> np.ndarray:
         return self.members[self.config.embeddings].item_embeddings()

@@ -108,6 +108,16 @@ def test_the_store_says_the_weights(tmp_path, monkeypatch):
     assert set(weights) == {"knn", "markov"} and all(w >= 0 for w in weights.values())
 
 
+def test_a_retrained_member_is_another_teacher():
+    data = toy()
+    assert pool().weights() == pool().weights()
+    assert pool(train_ids=data.splits["train"][:4]).weights() != pool().weights()
+    assert (
+        pool("+teacher.weights={knn:1,markov:2}").weights()
+        != pool("+teacher.weights={knn:1,markov:1}").weights()
+    )
+
+
 def test_identity_is_what_determines_scores():
     def identity(*overrides: str) -> str:
         return teacher_fingerprint(settings_of("fused", *PLAIN, *overrides), "fp")
