@@ -162,3 +162,9 @@ def test_an_llm_in_the_pool(trained, make_config, demo_data):
     np.put_along_axis(own, listed.rankings - 1, listed.scores, axis=1)
     np.testing.assert_allclose(teacher.score_all(ids), log_softmax(2 * own + knn, axis=1), atol=1e-4)
     np.testing.assert_array_equal(teacher.item_embeddings(), alone.item_embeddings())
+
+
+def test_the_student_seed_is_not_the_pools():
+    """One pool serves the students of all seeds."""
+    configs = [settings_of("fused", "++teacher.seed=5", f"seed={seed}") for seed in (1, 2)]
+    assert configs[0] == configs[1]
