@@ -78,7 +78,7 @@ class LLMConfig:
     attention: str = setting("attention implementation", choices=("sdpa", "eager", "flash_attention_2"))
     quantization: str = setting("base weights in 4 bit (bitsandbytes, GPU only)", choices=("none", "4bit"))
     gradient_checkpointing: bool = setting("recompute activations in backward", in_fingerprint=False)
-    compile: bool = setting("torch.compile the blocks", in_fingerprint=False)
+    compile: bool = setting("torch.compile the blocks: minutes of compilation once", in_fingerprint=False)
     tiny: TinyLLMConfig | None = setting("sizes and pre-training of the embedded model; null for the others")
 
     def problems(self) -> list[str]:

@@ -21,6 +21,7 @@ from src.core.run import Run
 from src.core.seed import numpy_stream, seed_everything
 from src.core.teacher_store import TeacherRows
 from src.teacher.checkpoint import forget_trained, load_teacher, save_teacher
+from src.teacher.compiled import compile_blocks
 from src.teacher.config import IloraConfig, model_fingerprint
 from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
@@ -116,6 +117,8 @@ class IloraTeacher:
         counts = np.bincount(data.targets(self.learnable_ids()), minlength=data.n_items + 1)
         self.model = IloraModel(config, llm, self.encoder.item_table(), torch.from_numpy(counts))
         self.model.to(self.accelerator.device)
+        if config.llm.compile:
+            compile_blocks(self.model.llm, self.model.gates)
 
     def learnable_ids(self) -> np.ndarray:
         return self.data.splits["train"] if self.subset is None else self.subset

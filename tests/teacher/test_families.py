@@ -120,26 +120,27 @@ SHIPPED = {
 }
 
 
+def write_family(family: Family, folder: Path, data) -> Path:
+    """A tiny random model of the family, and a tokenizer with its special tokens, as the hub would give them."""
+    texts = [*(" " + t for t in data.titles[1:]), "A customer chose, oldest first: Next comes:"]
+    core = train_tokenizer(texts, 400, 256).backend_tokenizer
+    own = transformers.PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=256, **family.special)
+    ids = {f"{n}_token_id": getattr(own, f"{n}_token_id", None) for n in ("bos", "eos", "pad")}
+    torch.manual_seed(3)
+    config = getattr(transformers, family.config)(vocab_size=len(own), **family.sizes, **ids)
+    getattr(transformers, family.model)(config).save_pretrained(folder)
+    own.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory, demo_data):
     """name -> a folder as the hub would give it."""
     root, made = tmp_path_factory.mktemp("families"), {}
-    texts = [*(" " + t for t in demo_data.titles[1:]), "A customer chose, oldest first: Next comes:"]
 
     def make(name: str) -> Path:
         if name not in made:
-            family, folder = FAMILIES[name], root / name
-            tokenizer = train_tokenizer(texts, 400, 256)
-            core = tokenizer.backend_tokenizer
-            own = transformers.PreTrainedTokenizerFast(
-                tokenizer_object=core, model_max_length=256, **family.special
-            )
-            ids = {f"{n}_token_id": getattr(own, f"{n}_token_id", None) for n in ("bos", "eos", "pad")}
-            torch.manual_seed(3)
-            config = getattr(transformers, family.config)(vocab_size=len(own), **family.sizes, **ids)
-            getattr(transformers, family.model)(config).save_pretrained(folder)
-            own.save_pretrained(folder)
-            made[name] = folder
+            made[name] = write_family(FAMILIES[name], root / name, demo_data)
         return made[name]
 
     return make
