@@ -172,6 +172,10 @@ class PromptConfig:
         "placeholders carry projected SASRec vectors (hybrid) or a neutral one (text)",
         choices=("hybrid", "text"),
     )
+    chat: str = setting(
+        "the tokenizer's chat template around the prompt: where it has one (auto), always or never",
+        choices=("auto", "always", "never"),
+    )
     candidates: int = setting("candidates listed before the answer, the target included; 0: no list", ge=0)
     entry: str = setting("how an item of a list is written: {title} and, last, {item} for the placeholder")
     separator: str = setting("text between two entries")
