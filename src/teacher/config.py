@@ -223,6 +223,11 @@ class TrainConfig:
     device: str = setting("auto, cpu or cuda", choices=("auto", "cpu", "cuda"), in_fingerprint=False)
     eval_samples: int = setting("validation samples that choose the best epoch (drawn by seed)", ge=1)
     evals_per_epoch: int = setting("validations per epoch", ge=1)
+    show_answers: int = setting(
+        "validation rows whose generated answers TensorBoard shows at each validation (lm); 0: none",
+        ge=0,
+        in_fingerprint=False,
+    )
     patience: int = setting("validations without gain before training stops", ge=1)
     checkpoint_minutes: float = setting("time between checkpoints for resuming", gt=0.0, in_fingerprint=False)
 
@@ -297,6 +302,11 @@ class IloraConfig:
             )
         if self.export.embedding.source == "head" and self.objective.item == 0:
             out.append("export.embedding.source: found head with objective.item=0, expected text")
+        if self.llm.attention == "flash_attention_2" and self.objective.lm > 0 and self.train.show_answers:
+            out.append(
+                f"train.show_answers: found {self.train.show_answers} with llm.attention=flash_attention_2, "
+                "expected 0 (or sdpa): it has no mask for generation here"
+            )
         if self.train.curriculum != "none" and self.prompt.mode == "text":
             out.append("train.curriculum: found a curriculum with prompt.mode=text, expected none")
         return out

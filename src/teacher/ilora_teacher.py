@@ -203,6 +203,7 @@ class IloraTeacher:
             self.fingerprint,
             self.accelerator,
             run,
+            self.llm_identity,
         )
         done = trainer.fit()
         fields = {
@@ -216,6 +217,7 @@ class IloraTeacher:
                 "encoder_seconds": round(self.encoder.seconds, 3),
                 "llm_seconds": round(self.llm_seconds, 3),
                 "train_samples": len(train_ids),
+                "processes": self.accelerator.num_processes,
                 "steps": done.step,
                 "best_step": done.best_step,
                 "validation": done.best_value,

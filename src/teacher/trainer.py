@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.run import Run, Stopwatch, check_stop, stop_requested
 from src.core.seed import derive, numpy_stream, torch_stream
@@ -26,9 +29,9 @@ from src.teacher.config import IloraConfig
 from src.teacher.ilora_model import IloraModel
 from src.teacher.item_head import item_loss, sampled_columns
 from src.teacher.oom import MOST, Halving
-from src.teacher.ranking import item_vectors, ndcg
 from src.teacher.samples import Micro, SampleSource
 from src.teacher.schedule import hybrid_probability, learning_rate
+from src.teacher.validation import show_answers, validation_value
 from src.teacher.watch import (
     StepSums,
     check_adapter,
@@ -56,6 +59,14 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError where a checkpoint was made under other circumstances that determine results."""
+    for name in sorted(found.keys() | expected.keys()):
+        if (was := found.get(name)) != (now := expected.get(name)):
+            fix = f"back what it was, or delete {path.parent} to train anew"
+            raise UserError(f"{path} was made with {name} {was!r}", f"{now!r}, as in this run", fix)
+
+
 class TeacherTrainer:
     """Trains a model in place; it ends with the best validation's weights.
 
@@ -66,6 +77,7 @@ class TeacherTrainer:
         train_ids, valid_ids: sample ids to train on and to choose the best step by.
         folder: place of the checkpoint; training goes on from the one that lies there.
         fingerprint: what this training computes; a checkpoint of another one is refused.
+        llm: identity of the LLM's weights, which no fingerprint holds; a checkpoint made with another is refused.
     """
 
     def __init__(
@@ -79,10 +91,14 @@ class TeacherTrainer:
         fingerprint: str,
         accelerator: Accelerator,
         run: Run | None = None,
+        llm: Mapping[str, Any] | None = None,
     ):
         self.config, self.train, self.model, self.source = config, config.train, model, source
         self.train_ids, self.valid_ids, self.run = train_ids, valid_ids, run
         self.path, self.fingerprint, self.accelerator = folder / "checkpoint.pt", fingerprint, accelerator
+        self.same: dict[str, Any] = {f"llm {name}": value for name, value in (llm or {}).items()}
+        if config.batch_norm:  # each process normalises its own micro-batches and averages the statistics
+            self.same["number of processes"] = accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(train_ids) / self.train.batch_size)
         self.total = self.train.epochs * self.steps_per_epoch
         self.eval_every = max(1, self.steps_per_epoch // self.train.evals_per_epoch)
@@ -286,17 +302,9 @@ class TeacherTrainer:
     # -- validation, reports, checkpoints ---------------------------------------------------------------
 
     def _validate(self, last: bool) -> None:
-        """NDCG@10 by the catalogue ranking, or minus the answers' loss where there is no item objective."""
         done = self.done
-        if self.config.objective.item > 0:
-            items = item_vectors(self.model, self.source, self.hybrid)
-            value = self.pass_size.run(
-                lambda size: ndcg(
-                    self.model, self.source, self.valid_ids, items, hybrid=self.hybrid, batch_size=size
-                )
-            )
-        else:
-            value = -self.pass_size.run(self._valid_lm_loss)
+        value = validation_value(self.config, self.model, self.source, self.valid_ids, self.pass_size)
+        show_answers(self.run, self.config, self.model, self.source, self.valid_ids, done.step)
         item, lm = np.mean(self.since, axis=0).tolist()
         self.since.clear()
         done.history.append({"step": done.step, "valid": value, "item": item, "lm": lm})
@@ -319,20 +327,6 @@ class TeacherTrainer:
             done.best_step,
         )
 
-    @torch.no_grad()
-    def _valid_lm_loss(self, size: int) -> float:
-        """Mean cross-entropy of the validation answers' tokens."""
-        model, total, count = self.model, 0.0, 0
-        model.eval()
-        candidates = self.config.prompt.candidates
-        for micro in self.source.micro_batches(self.valid_ids, size, answers=True, candidates=candidates):
-            m = micro.to(model.device)
-            with model.gates.use(model.gate(m.h_seq)):
-                losses = model.answer_losses(model.states(m.prompts, self.hybrid), m.prompts)
-            total, count = total + float(losses.sum()), count + len(losses)
-        model.train()
-        return total / count
-
     def _report(self, step: int, sums: StepSums, seconds: float) -> None:
         if self.run is None or (step % _LOG_EVERY and step + 1 != self.total):
             return
@@ -346,6 +340,7 @@ class TeacherTrainer:
             return
         state = {
             "fingerprint": self.fingerprint,
+            "same": self.same,
             "progress": asdict(self.done),
             "model": trained_state(self.model),
             "best": self.best,
@@ -358,6 +353,7 @@ class TeacherTrainer:
         state = load_checkpoint(self.path, self.fingerprint)
         if state is None:
             return
+        check_same(state.get("same", {}), self.same, self.path)
         load_trained_state(self.model, state["model"], str(self.path))
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.best = Progress(**state["progress"]), state["best"]
