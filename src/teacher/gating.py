@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.core.errors import UserError
-from src.teacher.config import GateConfig
+from src.teacher.config_llm import GateConfig
 
 
 class GateControl:

@@ -29,7 +29,7 @@ from src.core.artifacts import fingerprint, sha256_file
 from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import resolve
-from src.teacher.config import LLMConfig, LoraSettings
+from src.teacher.config_llm import LLMConfig, LoraSettings
 
 # Encoders that transformers would also load as decoders, by an untrained detour.
 BIDIRECTIONAL = {

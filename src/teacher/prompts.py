@@ -24,7 +24,7 @@ from src.core.candidates import CandidateSampler
 from src.core.errors import UserError
 from src.core.seed import derive
 from src.teacher.chat import ChatFrame, chat_frame
-from src.teacher.config import PromptConfig, Template
+from src.teacher.config_prompt import PromptConfig, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

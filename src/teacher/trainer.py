@@ -19,18 +19,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.run import Run, Stopwatch, check_stop, stop_requested
 from src.core.seed import derive, numpy_stream, torch_stream
 from src.student.checkpoint import load_checkpoint, save_checkpoint
-from src.teacher.checkpoint import load_trained_state, trained_state
+from src.teacher.checkpoint import check_same, load_trained_state, trained_state
 from src.teacher.config import IloraConfig
 from src.teacher.ilora_model import IloraModel
 from src.teacher.item_head import item_loss, sampled_columns
 from src.teacher.oom import MOST, Halving
 from src.teacher.samples import Micro, SampleSource
 from src.teacher.schedule import hybrid_probability, learning_rate
+from src.teacher.team import sum_over_processes
 from src.teacher.validation import show_answers, validation_value
 from src.teacher.watch import (
     StepSums,
@@ -57,14 +57,6 @@ class Progress:
     finished: bool = False
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError where a checkpoint was made under other circumstances that determine results."""
-    for name in sorted(found.keys() | expected.keys()):
-        if (was := found.get(name)) != (now := expected.get(name)):
-            fix = f"back what it was, or delete {path.parent} to train anew"
-            raise UserError(f"{path} was made with {name} {was!r}", f"{now!r}, as in this run", fix)
 
 
 class TeacherTrainer:
@@ -227,7 +219,12 @@ class TeacherTrainer:
         sums = StepSums()
         for micro in micros[self.accelerator.process_index :: self.accelerator.num_processes]:
             self._micro(micro.to(model.device), hybrid, len(ids), max(tokens, 1), columns, sums)
-        self._reduce(sums, hybrid)
+        if self.accelerator.num_processes > 1:
+            # The projector has no gradient in a text-only step, and so no step of Adam; a zero would be one.
+            trained = [
+                p for name, group in self.parts.items() if hybrid or name != "projector" for p in group
+            ]
+            sum_over_processes(self.accelerator, trained, model.router.buffers(), sums, model.experts)
         return sums
 
     def _micro(
@@ -259,25 +256,6 @@ class TeacherTrainer:
                 loss.backward()
         sums.tokens += int(batch.mask.sum())
         sums.add_gate(gate)
-
-    def _reduce(self, sums: StepSums, hybrid: bool) -> None:
-        """Add gradients and sums over the processes (trained parameters are few: one call each)."""
-        if self.accelerator.num_processes == 1:
-            return
-        for name, group in self.parts.items():
-            if name == "projector" and not hybrid:
-                continue  # no gradient, and so no step of Adam; a zero would be one
-            for p in group:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                p.grad.copy_(self.accelerator.reduce(p.grad, "sum"))
-        for buffer in self.model.router.buffers():  # BatchNorm's statistics: one gate in all processes
-            if buffer.is_floating_point():
-                buffer.copy_(self.accelerator.reduce(buffer, "mean"))
-        load = torch.zeros(self.model.experts) if sums.load is None else sums.load
-        packed = torch.tensor([sums.item, sums.lm, sums.tokens, sums.entropy, sums.samples, *load.tolist()])
-        packed = self.accelerator.reduce(packed.to(self.model.device), "sum").tolist()
-        sums.item, sums.lm, tokens, sums.entropy, samples, *loads = packed
-        sums.tokens, sums.samples, sums.load = int(tokens), int(samples), torch.tensor(loads)
 
     def _coin(self, step: int) -> float:
         return float(numpy_stream(self.config.seed, "teacher_curriculum", step).random())

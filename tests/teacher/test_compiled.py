@@ -13,7 +13,8 @@ from torch._dynamo.utils import counters
 from src.core.errors import UserError
 from src.teacher import compiled as compiled_module
 from src.teacher.compiled import compile_blocks, require_compiler
-from src.teacher.config import LoraSettings, model_fingerprint
+from src.teacher.config import model_fingerprint
+from src.teacher.config_llm import LoraSettings
 from src.teacher.gating import GateControl
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.llm import add_lora, backbone, find_blocks, load_llm
