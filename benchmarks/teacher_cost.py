@@ -1,11 +1,13 @@
 """What the gate costs over plain LoRA, what padding costs, and a 7B base on a GPU; ratios come from one run.
 
-    python -m benchmarks.teacher_cost [--part layer|step|padding|base] [--rounds 31] [--threads 1]
+    python -m benchmarks.teacher_cost [--part layer|step|compile|padding|base] [--rounds 31] [--threads 1]
 
 layer: one linear forward + backward, batch 8, 256 tokens, fp32: gated LoRA (src/teacher/gating.py) and the official
     form (expert outputs [B, T, K, out] kept, reference: arXiv 2408.10159) against plain peft LoRA; time and the
     bytes that autograd keeps. Required of the gated layer: <= 1.05x the time, <= 1.02x the bytes.
 step: a whole training step (forward, backward, Adam) of a small Llama, gated against ungated: <= 1.05x.
+compile: the same step and an evaluation pass, blocks compiled (teacher.llm.compile) against as they are, batches of
+    changing length; the compilation itself beside it. Only when asked for: it takes minutes.
 padding: real tokens/s of such steps, batches padded to their longest and grouped by length against pad-to-512.
 base: tokens/s, peak memory and model FLOP utilisation of a random Llama-2-7B shape in bf16 with gradient
     checkpointing, micro-batch 8; without a GPU the same code in a tiny shape, whose figures mean nothing.
@@ -201,6 +203,53 @@ def training_step(hidden: int, layers: int, rounds: int) -> float:
     return timed["gated"][1]
 
 
+def compilation(hidden: int, layers: int, rounds: int, batch: int = 8) -> float:
+    """Compiled blocks against the same blocks as they are, gated; returns the ratio of the training steps."""
+    from src.teacher.compiled import compile_blocks
+
+    sides = {}
+    for name in ("as is", "compiled"):
+        torch.manual_seed(0)
+        sides[name] = Trained(llama(hidden, layers), gated=True)
+    compile_blocks(sides["compiled"].model, sides["compiled"].control)
+    lengths = np.random.default_rng(0).integers(64, 257, size=16).tolist()
+    batches = [(torch.randint(3, 4096, (batch, n)), torch.randn(batch, 64)) for n in lengths]
+    turn = dict.fromkeys(sides, 0)
+
+    def next_batch(name: str) -> tuple[Tensor, Tensor]:
+        turn[name] += 1  # both sides see the same lengths in the same rounds
+        return batches[turn[name] % len(batches)]
+
+    def train(name: str) -> None:
+        ids, h_seq = next_batch(name)
+        sides[name].step(ids, ids, h_seq)
+
+    @torch.no_grad()
+    def evaluate(name: str) -> None:
+        ids, h_seq = next_batch(name)
+        side = sides[name]
+        with side.control.use(torch.softmax(side.router(h_seq), dim=-1)):
+            side.model(input_ids=ids, use_cache=False)
+
+    ratios = {}
+    for what, call, training in (("training step", train, True), ("evaluation pass", evaluate, False)):
+        for side in sides.values():
+            side.model.train(training)
+        started = time.perf_counter()
+        for _ in range(3):
+            call("compiled")
+        first = time.perf_counter() - started
+        turn.update(dict.fromkeys(turn, 0))
+        timed = interleaved({n: lambda n=n, c=call: c(n) for n in sides}, rounds, "as is")
+        ratios[what] = timed["compiled"][1]
+        log.info(
+            "compile: %s of a Llama of width %d, %d layers, batch %d x 64-256 tokens: as is %.0f ms, compiled %.0f ms, "
+            "ratio %.3fx; the first three took %.0f s",
+            what, hidden, layers, batch, 1e3 * timed["as is"][0], 1e3 * timed["compiled"][0], ratios[what], first,
+        )  # fmt: skip
+    return ratios["training step"]
+
+
 def padding(hidden: int, layers: int, rounds: int, limit: int = 512) -> float:
     """Real tokens/s: 64 prompts in micro-batches of 8; returns grouped / pad-to-512."""
     rng = np.random.default_rng(0)
@@ -304,7 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=("layer", "step", "padding", "base"))
+    parser.add_argument("--part", choices=("layer", "step", "compile", "padding", "base"))
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak-tflops", type=float, default=312.0, help="of the GPU in bf16 (A100: 312)")
@@ -324,6 +373,8 @@ def main() -> None:
                     failed.append(f"layer 2048->{outputs}, r {rank}: {saved:.3f}x the saved bytes")
     if args.part in (None, "step") and (ratio := training_step(256, 4, args.rounds)) > 1.05:
         failed.append(f"step: {ratio:.3f}x")
+    if args.part == "compile":
+        compilation(256, 4, args.rounds)
     if args.part in (None, "padding"):
         padding(128, 2, max(3, args.rounds // 6))
     if args.part in (None, "base"):

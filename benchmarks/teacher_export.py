@@ -33,7 +33,8 @@ from src.core.data_utils import DatasetConfig, load_dataset
 from src.core.logging import get_logger, setup_logging
 from src.core.paths import CONF
 from src.core.teacher_store import StoreWriter, TeacherRows
-from src.teacher.config import IloraConfig, LLMConfig, build_teacher_config
+from src.teacher.config import IloraConfig, build_teacher_config
+from src.teacher.config_llm import LLMConfig
 
 if TYPE_CHECKING:
     from src.teacher.ilora_teacher import IloraTeacher

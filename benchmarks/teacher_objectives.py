@@ -6,7 +6,7 @@
 Every variant is trained with `conf/teacher/ilora.yaml` (embedded LLM) and differs in the objective and in the
 prompt that its ranking method reads. All rank the same validation samples over the whole catalogue, history items
 included; `rerank` orders the frozen SASRec's first 20 and cannot find what is not among them. The frozen SASRec
-stands beside them. Training time is the teacher's alone (without encoder and embedded LLM, which all share).
+stands beside them, on the same samples. Training time is the teacher's alone (without encoder and embedded LLM, which all share).
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from src.core.data_utils import load_dataset
 from src.core.logging import get_logger, setup_logging
 from src.core.metrics import MISSED, per_sample
 from src.core.seed import numpy_stream
+from src.teacher.encoder import frozen_encoder
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.ranking import make_ranker
 from src.teacher.ranking.base import Context
 
 POOL = 20
+SASREC = "frozen SASRec"
 TITLES = ("teacher.export.embedding.source=text", "teacher.objective.prior=none")
 # name: (overrides, ranking methods)
 VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -66,24 +68,24 @@ def ndcg10(rankings: np.ndarray, targets: np.ndarray) -> float:
 
 def measure(dataset: list[str], seed: int, train: int, rows: int, only: list[str]) -> dict[str, list[float]]:
     """{"variant | ranking": [NDCG@10, training seconds, ranking samples/s]} of one seed."""
-    found: dict[str, list[float]] = {}
+    common = [f"seed={seed}", f"teacher.train.samples={train}", "teacher.export.top_k=20"]
+    common += ["teacher.export.pool=20"]
+    data_config, config = composed(*dataset, *common)
+    data = load_dataset(data_config)
+    ids = data.splits["valid"]
+    if rows < len(ids):
+        ids = np.sort(numpy_stream(0, "benchmark_rows").choice(ids, rows, replace=False))
+    targets = data.targets(ids)
+    log_p = frozen_encoder(config.encoder, data, config.seed).log_probabilities(data.histories(ids))
+    best = torch.topk(log_p, 20, dim=1).indices.numpy() + 1
+    found = {SASREC: [ndcg10(best, targets), float("nan"), float("nan")]}
     for name, (overrides, rankings) in VARIANTS.items():
         if only and name not in only:
             continue
-        common = [f"seed={seed}", f"teacher.train.samples={train}", "teacher.export.top_k=20"]
-        data_config, config = composed(*dataset, *common, "teacher.export.pool=20", *overrides)
-        data = load_dataset(data_config)
-        ids = data.splits["valid"]
-        if rows < len(ids):
-            ids = np.sort(numpy_stream(0, "benchmark_rows").choice(ids, rows, replace=False))
-        targets = data.targets(ids)
+        config = composed(*dataset, *common, *overrides)[1]
         teacher = IloraTeacher(config, data)
         report = teacher.prepare(None)
         seconds = report["train_seconds"] - report["encoder_seconds"] - report["llm_seconds"]
-        if "frozen SASRec" not in found:
-            log_p = teacher.encoder.log_probabilities(data.histories(ids))
-            best = torch.topk(log_p, 20, dim=1).indices.numpy() + 1
-            found["frozen SASRec"] = [ndcg10(best, targets), float("nan"), float("nan")]
         for ranking in rankings:
             export = replace(
                 config.export, ranking=ranking, batch_size=64, beams=20, pool=POOL, exclude_history=False
@@ -110,7 +112,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--train", type=int, default=6000, help="training samples (4 epochs)")
     parser.add_argument("--rows", type=int, default=1000, help="validation samples")
-    parser.add_argument("--only", nargs="*", default=[], help="names of variants")
+    parser.add_argument("--only", nargs="*", default=[], help=f"names of variants ('{SASREC}': it alone)")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -10,7 +10,8 @@ from typing import Any
 from src.core.artifacts import read_object
 from src.core.errors import UserError
 from src.core.paths import resolve
-from src.teacher.config import IloraConfig, LLMConfig
+from src.teacher.config import IloraConfig
+from src.teacher.config_llm import LLMConfig
 
 _GIB = 2**30
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}

@@ -6,6 +6,7 @@ merged into the base weights: a merge would fix one gate for all users.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def load_trained_state(model: IloraModel, parts: dict[str, dict[str, Tensor]], w
     set_peft_model_state_dict(model.llm, parts["adapter"])
     for name in _PARTS:
         getattr(model, name).load_state_dict(parts[name], strict=True)
+
+
+def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError where a checkpoint was made under other circumstances that determine results."""
+    for name in sorted(found.keys() | expected.keys()):
+        if (was := found.get(name)) != (now := expected.get(name)):
+            fix = f"back what it was, or delete {path.parent} to train anew"
+            raise UserError(f"{path} was made with {name} {was!r}", f"{now!r}, as in this run", fix)
 
 
 def save_teacher(folder: Path, model: IloraModel, fields: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 from src.core.artifacts import fingerprint
 from src.core.config import build, determining, setting
 from src.student.config import StudentConfig
+from src.teacher.config_llm import GateConfig, LLMConfig, LoraSettings
+from src.teacher.config_prompt import PromptConfig
 
 FORMAT_VERSION = 1
 
@@ -44,84 +46,6 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
-class TinyLLMConfig:
-    """The embedded LLM: a small Llama, pre-trained as a plain language model on the training split."""
-
-    vocab_size: int = setting("entries of the byte-level BPE vocabulary", ge=300)
-    hidden_size: int = setting("width H", ge=8)
-    intermediate_size: int = setting("width of the MLP", ge=8)
-    layers: int = setting("number of blocks", ge=1)
-    heads: int = setting("attention heads", ge=1)
-    context: int = setting("longest input in tokens", ge=16)
-    epochs: int = setting("passes over the training split's text", ge=0)
-    samples: int = setting("training samples read as text in each pass, drawn anew", ge=1)
-    batch_size: int = setting("texts per pre-training step", ge=1)
-    lr: float = setting("peak learning rate of pre-training (AdamW, 5 % warm-up, cosine)", gt=0.0)
-
-    def problems(self) -> list[str]:
-        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
-            return [
-                f"tiny.hidden_size={self.hidden_size}, heads={self.heads}: expected heads of equal, even width"
-            ]
-        return []
-
-
-@dataclass(frozen=True)
-class LLMConfig:
-    """`conf/teacher/llm/*.yaml`: the causal language model behind the teacher."""
-
-    kind: str = setting("where the weights come from", choices=("tiny", "local", "hub"))
-    path: str | None = setting("folder in Hugging Face layout (local) or name on the hub (hub)")
-    revision: str | None = setting("commit, tag or branch on the hub; null: the default branch")
-    trust_remote_code: bool = setting("run Python code that comes with the weights")
-    dtype: str = setting("type of the frozen weights", choices=("float32", "bfloat16", "float16"))
-    attention: str = setting("attention implementation", choices=("sdpa", "eager", "flash_attention_2"))
-    quantization: str = setting("base weights in 4 bit (bitsandbytes, GPU only)", choices=("none", "4bit"))
-    gradient_checkpointing: bool = setting("recompute activations in backward", in_fingerprint=False)
-    compile: bool = setting("torch.compile the blocks", in_fingerprint=False)
-    tiny: TinyLLMConfig | None = setting("sizes and pre-training of the embedded model; null for the others")
-
-    def problems(self) -> list[str]:
-        out = []
-        if (self.kind == "tiny") != (self.tiny is not None):
-            out.append(f"llm.tiny: found {'sizes' if self.tiny else 'null'} with kind={self.kind}")
-        if self.kind != "tiny" and not self.path:
-            out.append(
-                f"llm.path: found null, expected a {'folder' if self.kind == 'local' else 'model name'}"
-            )
-        if self.revision and self.kind != "hub":
-            out.append(f"llm.revision: found {self.revision!r} with kind={self.kind}, expected null")
-        return out
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """One LoRA of total rank r, cut into K experts of rank r / K (reference/ilora.md)."""
-
-    rank: int = setting("total rank r", ge=1)
-    experts: int = setting("experts K that share the rank", ge=1)
-    alpha: float = setting("LoRA alpha; with a uniform gate the scale is alpha / r", gt=0.0)
-    dropout: float = setting("dropout before A", ge=0.0, lt=1.0)
-    targets: tuple[str, ...] | None = setting("names of the adapted linears; null: all linears of the blocks")
-
-    def problems(self) -> list[str]:
-        if self.rank % self.experts:
-            return [
-                f"lora: found rank={self.rank} and experts={self.experts}, expected rank divisible by experts"
-            ]
-        return []
-
-
-@dataclass(frozen=True)
-class GateConfig:
-    """h_seq -> softmax weights of the experts."""
-
-    kind: str = setting("router", choices=("linear", "mlp", "resnet1d", "uniform"))
-    hidden: int = setting("hidden width of `mlp`", ge=1)
-    temperature: float = setting("softmax temperature", gt=0.0)
-
-
-@dataclass(frozen=True)
 class ObjectiveConfig:
     """Weights of the two losses and the settings of the item read-out."""
 
@@ -144,53 +68,6 @@ class ObjectiveConfig:
             if self.item + self.lm > 0
             else ["objective: item and lm are both 0, expected a positive weight"]
         )
-
-
-@dataclass(frozen=True)
-class Template:
-    """One wording: `prefix` holds {history}; `choice` holds {candidates} and is used when there are any."""
-
-    prefix: str = setting("instruction, {history}, and the cue that asks for the next item")
-    choice: str = setting("text between prefix and answer that lists {candidates}")
-
-    def problems(self) -> list[str]:
-        return [
-            f"{name}: found {text.count(slot)} times {slot}, expected once"
-            for name, text, slot in (
-                ("prefix", self.prefix, "{history}"),
-                ("choice", self.choice, "{candidates}"),
-            )
-            if text.count(slot) != 1
-        ]
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """`conf/teacher/prompt/*.yaml`. The prompt is prefix, then optionally a candidate list, then the answer."""
-
-    mode: str = setting(
-        "placeholders carry projected SASRec vectors (hybrid) or a neutral one (text)",
-        choices=("hybrid", "text"),
-    )
-    candidates: int = setting("candidates listed before the answer, the target included; 0: no list", ge=0)
-    entry: str = setting("how an item of a list is written: {title} and, last, {item} for the placeholder")
-    separator: str = setting("text between two entries")
-    item: str = setting("text whose last hidden state represents an item: {title} and, last, {item}")
-    end: str = setting("what ends the answer, besides the tokenizer's end token")
-    train: tuple[Template, ...] = setting("wordings for training, one drawn per sample")
-    evaluation: Template = setting("the wording of validation, test and export")
-
-    def problems(self) -> list[str]:
-        out = [
-            f"prompt.{name}: found {text!r}, expected {{title}} once and {{item}} at its end"
-            for name, text in (("entry", self.entry), ("item", self.item))
-            if text.count("{title}") != 1 or text.count("{item}") != 1 or not text.endswith("{item}")
-        ]
-        if self.candidates == 1:
-            out.append("prompt.candidates: found 1, expected 0 or at least 2")
-        if not self.train:
-            out.append("prompt.train: found no wording, expected at least one")
-        return out
 
 
 @dataclass(frozen=True)
@@ -219,6 +96,11 @@ class TrainConfig:
     device: str = setting("auto, cpu or cuda", choices=("auto", "cpu", "cuda"), in_fingerprint=False)
     eval_samples: int = setting("validation samples that choose the best epoch (drawn by seed)", ge=1)
     evals_per_epoch: int = setting("validations per epoch", ge=1)
+    show_answers: int = setting(
+        "validation rows whose generated answers TensorBoard shows at each validation (lm); 0: none",
+        ge=0,
+        in_fingerprint=False,
+    )
     patience: int = setting("validations without gain before training stops", ge=1)
     checkpoint_minutes: float = setting("time between checkpoints for resuming", gt=0.0, in_fingerprint=False)
 
@@ -293,6 +175,11 @@ class IloraConfig:
             )
         if self.export.embedding.source == "head" and self.objective.item == 0:
             out.append("export.embedding.source: found head with objective.item=0, expected text")
+        if self.llm.attention == "flash_attention_2" and self.objective.lm > 0 and self.train.show_answers:
+            out.append(
+                f"train.show_answers: found {self.train.show_answers} with llm.attention=flash_attention_2, "
+                "expected 0 (or sdpa): it has no mask for generation here"
+            )
         if self.train.curriculum != "none" and self.prompt.mode == "text":
             out.append("train.curriculum: found a curriculum with prompt.mode=text, expected none")
         return out

@@ -83,6 +83,8 @@ class TextEmbedder:
         self.model.train(was_training)
         return out
 
+    # transformers collects hidden states by hooks that compiled blocks would break on: once over the titles, as it is.
+    @torch.compiler.set_stance("force_eager")
     def _pooled(self, ids: list[list[int]], skipped: int) -> Tensor:
         longest, device = max(map(len, ids)), self.model.device
         tokens = torch.zeros(len(ids), longest, dtype=torch.long)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.core.errors import UserError
-from src.teacher.config import GateConfig
+from src.teacher.config_llm import GateConfig
 
 
 class GateControl:
@@ -28,10 +28,13 @@ class GateControl:
 
     A forward pass outside `use` or `uniform` raises: a gate that was forgotten would silently act as
     plain LoRA.
+
+    Attributes:
+        compiled: the hooks run inside compiled blocks (`compile_blocks`).
     """
 
     def __init__(self, experts: int):
-        self.experts, self.rank = experts, 0
+        self.experts, self.rank, self.compiled = experts, 0, False
         self._factor: Tensor | None = None  # [B, r]
         self._uniform = False
 
@@ -69,7 +72,12 @@ class GateControl:
         if gate.dim() != 2 or gate.shape[1] != self.experts:
             raise ValueError(f"gate {tuple(gate.shape)}, expected [B, {self.experts}]")
         factor = gate.repeat_interleave(self.rank // self.experts, dim=1) * self.experts
-        with self._set(factor.repeat_interleave(repeat, dim=0), uniform=False):
+        factor = factor.repeat_interleave(repeat, dim=0)
+        if self.compiled:
+            factor = factor.clone()  # no view: its base's sizes would be guarded, too
+            # A batch of B = r rows would make B = r a law of the compiled code, and other batches compile anew.
+            torch._dynamo.mark_static(factor, 1)
+        with self._set(factor, uniform=False):
             yield
 
     @contextmanager

@@ -21,6 +21,7 @@ from src.core.run import Run
 from src.core.seed import numpy_stream, seed_everything
 from src.core.teacher_store import TeacherRows
 from src.teacher.checkpoint import forget_trained, load_teacher, save_teacher
+from src.teacher.compiled import compile_blocks
 from src.teacher.config import IloraConfig, model_fingerprint
 from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
@@ -120,10 +121,14 @@ class IloraTeacher:
         prior = config.objective.item > 0 and config.objective.prior == "sasrec"
         self.source = SampleSource(data, self.builder, self.encoder, prior)
         self.llm_identity = llm.identity
+        if (chat := self.builder.chat) is not None:  # a template may change with tokenizer and transformers
+            self.llm_identity = {**llm.identity, "chat": [chat.before, chat.after]}
         seed_everything(config.seed, "teacher_init")
         counts = np.bincount(data.targets(self.learnable_ids()), minlength=data.n_items + 1)
         self.model = IloraModel(config, llm, self.encoder.item_table(), torch.from_numpy(counts))
         self.model.to(self.accelerator.device)
+        if config.llm.compile:
+            compile_blocks(self.model.llm, self.model.gates)
 
     def learnable_ids(self) -> np.ndarray:
         return self.data.splits["train"] if self.subset is None else self.subset
@@ -219,6 +224,7 @@ class IloraTeacher:
             self.fingerprint,
             self.accelerator,
             run,
+            self.llm_identity,
         )
         done = trainer.fit()
         fields = {
@@ -233,6 +239,7 @@ class IloraTeacher:
                 "encoder_seconds": round(self.encoder.seconds, 3),
                 "llm_seconds": round(self.llm_seconds, 3),
                 "train_samples": len(train_ids),
+                "processes": self.accelerator.num_processes,
                 "steps": done.step,
                 "best_step": done.best_step,
                 "validation": done.best_value,

@@ -29,7 +29,7 @@ from src.core.artifacts import fingerprint, sha256_file
 from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import resolve
-from src.teacher.config import LLMConfig, LoraSettings
+from src.teacher.config_llm import LLMConfig, LoraSettings
 
 # Encoders that transformers would also load as decoders, by an untrained detour.
 BIDIRECTIONAL = {
@@ -202,15 +202,18 @@ def backbone(model: nn.Module) -> nn.Module:
     return getattr(base, base.base_model_prefix, base)
 
 
-def find_targets(model: nn.Module) -> list[str]:
-    """Names, relative to their block, of all linears (and GPT-2's Conv1D) inside the transformer blocks."""
-    stacks = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks: the stack that holds most of the parameters."""
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not stacks:
         raise UserError("no stack of transformer blocks in the LLM", "a transformer", "teacher.llm")
-    # The blocks are the stack that holds most of the parameters.
-    _, blocks = max(stacks, key=lambda s: sum(p.numel() for p in s[1].parameters()))
+    return max(stacks, key=lambda s: sum(p.numel() for p in s.parameters()))
+
+
+def find_targets(model: nn.Module) -> list[str]:
+    """Names, relative to their block, of all linears (and GPT-2's Conv1D) inside the transformer blocks."""
     names: set[str] = set()
-    for block in blocks:
+    for block in find_blocks(model):
         names |= {n for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     return sorted(names)
 

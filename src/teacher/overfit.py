@@ -4,8 +4,8 @@ The rows are training and validation at once, the rate stays at its peak, and wh
 is off: dropout, weight decay, the curriculum and new item states. Everything else is the teacher's own: prompts, gate, projector,
 objectives. Nothing is kept: no model, no store.
 
-The embedded LLM is small and frozen: its last norm and its output head bound how sure it can be of a token, so that
-its answers may have a floor above the bound (`answer_floor`). Reaching the floor is all that its teacher can do.
+A frozen LLM's last norm and output head bound how sure it can be of a token (`answer_floor`). Where that floor lies
+above the bound, no adapter reaches the bound: the run stops at the floor, and fails with the floor as the reason.
 """
 
 from __future__ import annotations
@@ -80,40 +80,40 @@ def learn_by_heart(config: IloraConfig, data: InteractionData, run: Run | None) 
     trainer = TeacherTrainer(
         eased, teacher.model, teacher.source, ids, ids, folder, teacher.fingerprint, teacher.accelerator, run
     )
-    floor = answer_floor(teacher, ids) if config.llm.tiny is not None and config.objective.lm > 0 else 0.0
-    bound = max(BOUND, _SLACK * floor)
+    floor = answer_floor(teacher, ids) if config.objective.lm > 0 else 0.0
     started = time.monotonic()
-    steps, loss = trainer.learn_by_heart(bound)
+    steps, loss = trainer.learn_by_heart(max(BOUND, _SLACK * floor))
     found = f"overfit: the loss on {count} rows is {loss:.4f} after {steps} steps, {time.monotonic() - started:.0f} s"
-    found += f" (the embedded LLM cannot go below {floor:.4f} on them)" if floor > 0 else ""
-    if loss >= bound:
-        raise UserError(
-            found,
-            f"below {bound:.4f}",
-            "teacher.train.lr, teacher.lora or teacher.objective; the gradient norms are in TensorBoard",
-        )
-    log.info("%s: below %.4f as it should be; nothing is kept or exported", found, bound)
+    if floor > 0:
+        found += f" (the LLM's frozen last norm and output head allow {floor:.4f} at best)"
+    if loss >= BOUND:
+        fix = "teacher.train.lr, teacher.lora or teacher.objective; the gradient norms are in TensorBoard"
+        raise UserError(found, f"below {BOUND}", fix if floor < BOUND else "teacher.llm to a surer one")
+    log.info("%s: below %s as it should be; nothing is kept or exported", found, BOUND)
     return loss
 
 
 def answer_floor(teacher: IloraTeacher, sample_ids: np.ndarray, steps: int = 500) -> float:
     """Least mean cross-entropy per answer token that any final state gives: the states are chosen freely, the
-    embedded LLM's last norm and output head are as they are."""
+    LLM's last norm and output head are as they are. 0 for families whose last norm is not found."""
     import torch
     from torch.nn import functional as F
 
     from src.teacher.llm import backbone, token_logits
 
     llm, builder = teacher.model.llm, teacher.builder
+    norm = getattr(backbone(llm), "norm", None)
+    if norm is None:
+        return 0.0
     answers = np.concatenate([builder.answer_ids(int(i)) for i in teacher.data.targets(sample_ids)])
     tokens, counts = (
         torch.from_numpy(a).to(teacher.model.device) for a in np.unique(answers, return_counts=True)
     )
-    wanted = llm.get_base_model().get_output_embeddings().weight[tokens].float()
-    free = wanted.clone().requires_grad_()  # [M, H], from the tokens' own directions
+    head = llm.get_base_model().get_output_embeddings().weight
+    free = head[tokens].detach().float().clone().requires_grad_()  # [M, H], from the tokens' own directions
     optimizer = torch.optim.Adam([free], lr=0.05)
     for _ in range(steps):
-        logits = token_logits(llm, backbone(llm).norm(free))
+        logits = token_logits(llm, norm(free.to(head.dtype)))
         loss = (F.cross_entropy(logits, tokens, reduction="none") * counts).sum() / counts.sum()
         optimizer.zero_grad()
         loss.backward()

@@ -1,5 +1,8 @@
 """Prompts as token ids: prefix (instruction, history, cue), optional candidate list, answer.
 
+A chat template's frame (`chat.py`) stands around all but the answer; the read-out stays at the cue, so that the
+prefix is the same with and without a candidate list.
+
 Each text piece is tokenised once and pieces are joined as ids. A placeholder is the sentinel
 `PLACEHOLDER` in the ids, never an entry of the tokenizer, so that no tokenizer can split it and the
 LLM's embedding matrix stays as it is; the model overwrites its embedding.
@@ -20,7 +23,8 @@ from torch import Tensor
 from src.core.candidates import CandidateSampler
 from src.core.errors import UserError
 from src.core.seed import derive
-from src.teacher.config import PromptConfig, Template
+from src.teacher.chat import ChatFrame, chat_frame
+from src.teacher.config_prompt import PromptConfig, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +40,8 @@ class Example:
     Attributes:
         ids: [T] int64 token ids; PLACEHOLDER where an item vector goes.
         items: [P] int64 the items of the placeholders, in order.
-        prefix: number of tokens up to and including the cue (the read-out is the last of them).
+        prefix: number of tokens up to and including the cue (the read-out is the last of them); without candidates
+            only the end of a chat template's frame stands between it and the answer.
         answer: index of the first answer token; T when there is no answer.
     """
 
@@ -103,9 +108,13 @@ def collate(examples: Sequence[Example], left: bool = False) -> Batch:
 class _Wording:
     """A template's literal pieces as ids."""
 
-    def __init__(self, template: Template, tokens: PromptTokens):
+    def __init__(self, template: Template, tokens: PromptTokens, chat: ChatFrame | None):
         before, after = template.prefix.split("{history}")
-        self.before, self.cue = tokens.start + tokens.of(before, first=True), tokens.of(after)
+        if chat is None:
+            self.before = tokens.start + tokens.of(before, first=True)
+        else:  # the frame brings its own begin token
+            self.before = tokens.of(chat.before + before, first=True)
+        self.cue = tokens.of(after)
         before, after = template.choice.split("{candidates}")
         self.choice, self.ask = tokens.of(before), tokens.of(after)
 
@@ -117,20 +126,19 @@ class PromptTokens:
         self.tokenizer = tokenizer
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
         self.start: list[int] = [] if bos is None else [bos]
-        self._anchor = self._ids(":")
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def of(self, text: str, first: bool = False) -> list[int]:
-        """Ids of a piece as it is tokenised inside a text (`first`: at its start)."""
+    def of(self, text: str, first: bool = False, after: str = ":") -> list[int]:
+        """Ids of a piece as it is tokenised inside a text behind `after` (`first`: at its start)."""
         text = text.rstrip(" ")
         if first or not text:
             return self._ids(text) if text else []
         # Tokenizers of the SentencePiece family put a space before a text that stands alone.
-        joined = self._ids(":" + text)
-        n = len(self._anchor)
-        return joined[n:] if joined[:n] == self._anchor else self._ids(text)
+        joined, anchor = self._ids(after + text), self._ids(after)
+        n = len(anchor)
+        return joined[n:] if joined[:n] == anchor else self._ids(text)
 
 
 class PromptBuilder:
@@ -157,6 +165,7 @@ class PromptBuilder:
     ):
         self.config, self.context, self.seed, self.n_items = config, context, seed, len(titles) - 1
         self.tokens = tokens = PromptTokens(tokenizer)
+        self.chat = chat = chat_frame(tokenizer, config.chat)
         for item, title in enumerate(titles[1:], start=1):
             if not title.strip():
                 raise UserError(f"the title of item {item} is empty", "a title per item", "the items file")
@@ -165,13 +174,20 @@ class PromptBuilder:
         self._texts = [np.empty(0, np.int64), *(self._with_slot(config.item, t) for t in self.titles[1:])]
         eos = tokenizer.eos_token_id
         self._end = tokens.of(config.end) + ([] if eos is None else [eos])
+        self._frame_end = [] if chat is None else tokens.of(chat.after)
+        # An assistant that begins a new line begins it with the title, without a space.
+        opened = chat is not None and chat.after.endswith("\n")
+        answer = {"after": "\n"} if opened else {}
         self._answers = [
             np.empty(0, np.int64),
-            *(np.array(tokens.of(" " + t) + self._end, np.int64) for t in self.titles[1:]),
+            *(
+                np.array(tokens.of(t if opened else " " + t, **answer) + self._end, np.int64)
+                for t in self.titles[1:]
+            ),
         ]
         self._separator = np.array(tokens.of(config.separator), np.int64)
-        self._train = [_Wording(t, tokens) for t in config.train]
-        self._evaluation = _Wording(config.evaluation, tokens)
+        self._train = [_Wording(t, tokens, chat) for t in config.train]
+        self._evaluation = _Wording(config.evaluation, tokens, chat)
         self._sampler = CandidateSampler(self.titles, seed, "teacher.prompt.candidates")
         if config.candidates > (most := self._sampler.n_titles):
             raise UserError(
@@ -193,7 +209,7 @@ class PromptBuilder:
             choice = int(np.sort(entry)[-n:].sum()) + n * len(self._separator)
             choice += max(len(w.choice) + len(w.ask) for w in (*self._train, self._evaluation))
         fixed = max(len(w.before) + len(w.cue) for w in (*self._train, self._evaluation)) + choice
-        worst = fixed + int(entry.max()) + int(answer.max())
+        worst = fixed + len(self._frame_end) + int(entry.max()) + int(answer.max())
         if worst > self.context:
             raise UserError(
                 f"a prompt with one history item needs up to {worst} tokens (longest title: item {int(entry.argmax())})",
@@ -232,6 +248,7 @@ class PromptBuilder:
         tail: list[np.ndarray | list[int]] = []
         if candidates is not None:
             tail = [wording.choice, *self._listed(candidates), wording.ask]
+        tail.append(self._frame_end)
         if answer is not None:
             tail.append(self._answers[answer])
         tail_length = sum(map(len, tail))

@@ -113,6 +113,39 @@ def _unlisted(context: Context, candidates: CandidateSet) -> dict[str, Choices]:
     return {"likelihood": Choices(likely, np.ones_like(likely))}
 
 
+@torch.no_grad()
+def write_answers(context: Context, sample_ids: np.ndarray) -> tuple[Written, ...]:
+    """What the teacher writes behind the evaluation's prompt of some samples, with candidates where it learned with
+    them; nothing is matched (`chosen` is None).
+
+    Args:
+        context: with the model in eval mode.
+    """
+    model, source, builder = context.model, context.source, context.source.builder
+    refuse_unfit(model, "generation")
+    tokenizer, limit = builder.tokens.tokenizer, max(map(len, title_tokens(builder)))
+    histories, targets = source.data.histories(sample_ids), source.data.targets(sample_ids)
+    examples = []
+    for sample, history, target in zip(sample_ids.tolist(), histories, targets.tolist(), strict=True):
+        count = builder.config.candidates
+        shown = builder.candidates(sample, history, target, count) if count else None
+        examples.append(builder.build(history, candidates=shown, reserve=limit))
+    gate = model.gate(source.encoder.h_seq(histories).to(model.device))
+    with model.gates.use(gate):
+        prefix = SharedPrefix(model, collate(examples).to(model.device), context.hybrid)
+        texts = greedy(prefix, len(examples), limit, stop_tokens(context))
+    return tuple(
+        Written(
+            int(sample),
+            _readable(tokenizer, example),
+            tokenizer.decode(tokens, skip_special_tokens=True),
+            None,
+            builder.titles[target],
+        )
+        for sample, example, tokens, target in zip(sample_ids, examples, texts, targets, strict=True)
+    )
+
+
 def stop_tokens(context: Context) -> set[int]:
     """Tokens that end an answer: the template's first end token (a newline) and the tokenizer's own."""
     builder = context.source.builder

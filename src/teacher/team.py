@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.core.artifacts import lock
 from src.core.logging import get_logger
 from src.core.run import check_stop
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from src.teacher.watch import StepSums
 
 _POLL_S = 0.2
 log = get_logger(__name__)
@@ -88,3 +95,32 @@ class Team:
         while not done():
             check_stop()
             time.sleep(_POLL_S)
+
+
+def sum_over_processes(
+    accelerator: Accelerator,
+    trained: Iterable[nn.Parameter],
+    buffers: Iterable[Tensor],
+    sums: StepSums,
+    experts: int,
+) -> None:
+    """Make gradients and sums of one optimizer step those of all processes (trained parameters are few: one call
+    each).
+
+    Args:
+        trained: a parameter without gradient here takes part with zeros.
+        buffers: averaged (BatchNorm's statistics: one gate in all processes).
+    """
+    import torch
+
+    for p in trained:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        p.grad.copy_(accelerator.reduce(p.grad, "sum"))
+    for buffer in buffers:
+        if buffer.is_floating_point():
+            buffer.copy_(accelerator.reduce(buffer, "mean"))
+    load = torch.zeros(experts) if sums.load is None else sums.load
+    packed = torch.tensor([sums.item, sums.lm, sums.tokens, sums.entropy, sums.samples, *load.tolist()])
+    packed = accelerator.reduce(packed.to(accelerator.device), "sum").tolist()
+    sums.item, sums.lm, tokens, sums.entropy, samples, *loads = packed
+    sums.tokens, sums.samples, sums.load = int(tokens), int(samples), torch.tensor(loads)

@@ -27,7 +27,8 @@ from src.core.logging import get_logger, progress
 from src.core.paths import model_dir
 from src.core.run import Stopwatch, check_stop
 from src.core.seed import numpy_stream, seed_everything
-from src.teacher.config import PromptConfig, TinyLLMConfig
+from src.teacher.config_llm import TinyLLMConfig
+from src.teacher.config_prompt import PromptConfig
 from src.teacher.prompts import PLACEHOLDER, PromptBuilder
 
 FORMAT_VERSION = 1

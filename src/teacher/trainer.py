@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +23,15 @@ from src.core.logging import get_logger, progress
 from src.core.run import Run, Stopwatch, check_stop, stop_requested
 from src.core.seed import derive, numpy_stream, torch_stream
 from src.student.checkpoint import load_checkpoint, save_checkpoint
-from src.teacher.checkpoint import load_trained_state, trained_state
+from src.teacher.checkpoint import check_same, load_trained_state, trained_state
 from src.teacher.config import IloraConfig
 from src.teacher.ilora_model import IloraModel
 from src.teacher.item_head import item_loss, sampled_columns
 from src.teacher.oom import MOST, Halving
-from src.teacher.ranking import item_vectors, ndcg
 from src.teacher.samples import Micro, SampleSource
 from src.teacher.schedule import hybrid_probability, learning_rate
+from src.teacher.team import sum_over_processes
+from src.teacher.validation import show_answers, validation_value
 from src.teacher.watch import (
     StepSums,
     check_adapter,
@@ -66,6 +69,7 @@ class TeacherTrainer:
         train_ids, valid_ids: sample ids to train on and to choose the best step by.
         folder: place of the checkpoint; training goes on from the one that lies there.
         fingerprint: what this training computes; a checkpoint of another one is refused.
+        llm: identity of the LLM's weights, which no fingerprint holds; a checkpoint made with another is refused.
     """
 
     def __init__(
@@ -79,10 +83,14 @@ class TeacherTrainer:
         fingerprint: str,
         accelerator: Accelerator,
         run: Run | None = None,
+        llm: Mapping[str, Any] | None = None,
     ):
         self.config, self.train, self.model, self.source = config, config.train, model, source
         self.train_ids, self.valid_ids, self.run = train_ids, valid_ids, run
         self.path, self.fingerprint, self.accelerator = folder / "checkpoint.pt", fingerprint, accelerator
+        self.same: dict[str, Any] = {f"llm {name}": value for name, value in (llm or {}).items()}
+        if config.batch_norm:  # each process normalises its own micro-batches and averages the statistics
+            self.same["number of processes"] = accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(train_ids) / self.train.batch_size)
         self.total = self.train.epochs * self.steps_per_epoch
         self.eval_every = max(1, self.steps_per_epoch // self.train.evals_per_epoch)
@@ -211,7 +219,12 @@ class TeacherTrainer:
         sums = StepSums()
         for micro in micros[self.accelerator.process_index :: self.accelerator.num_processes]:
             self._micro(micro.to(model.device), hybrid, len(ids), max(tokens, 1), columns, sums)
-        self._reduce(sums, hybrid)
+        if self.accelerator.num_processes > 1:
+            # The projector has no gradient in a text-only step, and so no step of Adam; a zero would be one.
+            trained = [
+                p for name, group in self.parts.items() if hybrid or name != "projector" for p in group
+            ]
+            sum_over_processes(self.accelerator, trained, model.router.buffers(), sums, model.experts)
         return sums
 
     def _micro(
@@ -244,25 +257,6 @@ class TeacherTrainer:
         sums.tokens += int(batch.mask.sum())
         sums.add_gate(gate)
 
-    def _reduce(self, sums: StepSums, hybrid: bool) -> None:
-        """Add gradients and sums over the processes (trained parameters are few: one call each)."""
-        if self.accelerator.num_processes == 1:
-            return
-        for name, group in self.parts.items():
-            if name == "projector" and not hybrid:
-                continue  # no gradient, and so no step of Adam; a zero would be one
-            for p in group:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                p.grad.copy_(self.accelerator.reduce(p.grad, "sum"))
-        for buffer in self.model.router.buffers():  # BatchNorm's statistics: one gate in all processes
-            if buffer.is_floating_point():
-                buffer.copy_(self.accelerator.reduce(buffer, "mean"))
-        load = torch.zeros(self.model.experts) if sums.load is None else sums.load
-        packed = torch.tensor([sums.item, sums.lm, sums.tokens, sums.entropy, sums.samples, *load.tolist()])
-        packed = self.accelerator.reduce(packed.to(self.model.device), "sum").tolist()
-        sums.item, sums.lm, tokens, sums.entropy, samples, *loads = packed
-        sums.tokens, sums.samples, sums.load = int(tokens), int(samples), torch.tensor(loads)
-
     def _coin(self, step: int) -> float:
         return float(numpy_stream(self.config.seed, "teacher_curriculum", step).random())
 
@@ -286,17 +280,9 @@ class TeacherTrainer:
     # -- validation, reports, checkpoints ---------------------------------------------------------------
 
     def _validate(self, last: bool) -> None:
-        """NDCG@10 by the catalogue ranking, or minus the answers' loss where there is no item objective."""
         done = self.done
-        if self.config.objective.item > 0:
-            items = item_vectors(self.model, self.source, self.hybrid)
-            value = self.pass_size.run(
-                lambda size: ndcg(
-                    self.model, self.source, self.valid_ids, items, hybrid=self.hybrid, batch_size=size
-                )
-            )
-        else:
-            value = -self.pass_size.run(self._valid_lm_loss)
+        value = validation_value(self.config, self.model, self.source, self.valid_ids, self.pass_size)
+        show_answers(self.run, self.config, self.model, self.source, self.valid_ids, done.step)
         item, lm = np.mean(self.since, axis=0).tolist()
         self.since.clear()
         done.history.append({"step": done.step, "valid": value, "item": item, "lm": lm})
@@ -319,20 +305,6 @@ class TeacherTrainer:
             done.best_step,
         )
 
-    @torch.no_grad()
-    def _valid_lm_loss(self, size: int) -> float:
-        """Mean cross-entropy of the validation answers' tokens."""
-        model, total, count = self.model, 0.0, 0
-        model.eval()
-        candidates = self.config.prompt.candidates
-        for micro in self.source.micro_batches(self.valid_ids, size, answers=True, candidates=candidates):
-            m = micro.to(model.device)
-            with model.gates.use(model.gate(m.h_seq)):
-                losses = model.answer_losses(model.states(m.prompts, self.hybrid), m.prompts)
-            total, count = total + float(losses.sum()), count + len(losses)
-        model.train()
-        return total / count
-
     def _report(self, step: int, sums: StepSums, seconds: float) -> None:
         if self.run is None or (step % _LOG_EVERY and step + 1 != self.total):
             return
@@ -346,6 +318,7 @@ class TeacherTrainer:
             return
         state = {
             "fingerprint": self.fingerprint,
+            "same": self.same,
             "progress": asdict(self.done),
             "model": trained_state(self.model),
             "best": self.best,
@@ -358,6 +331,7 @@ class TeacherTrainer:
         state = load_checkpoint(self.path, self.fingerprint)
         if state is None:
             return
+        check_same(state.get("same", {}), self.same, self.path)
         load_trained_state(self.model, state["model"], str(self.path))
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.best = Progress(**state["progress"]), state["best"]

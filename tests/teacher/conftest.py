@@ -73,3 +73,12 @@ def trained(make_config: Callable, demo_data: InteractionData, teacher_roots: Pa
 
     teacher = IloraTeacher(make_config("teacher.objective.lm=0.5"), demo_data)
     return teacher, teacher.prepare(None)
+
+
+def untrained(config: IloraConfig, data: InteractionData):
+    """A teacher with everything loaded and nothing learned."""
+    from src.teacher.ilora_teacher import IloraTeacher
+
+    teacher = IloraTeacher(config, data)
+    teacher.open()
+    return teacher

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from src.core.errors import UserError
 from src.core.paths import ROOT
-from src.teacher.config import GateConfig
+from src.teacher.config_llm import GateConfig
 from src.teacher.gating import GateControl, ResNet1d, SoftmaxRouter, UniformRouter, build_router, refuse_merge
 from src.teacher.ilora_model import Projector
 from src.teacher.schedule import hybrid_probability, learning_rate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,23 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src.core.artifacts import MANIFEST, sha256_file
-from src.core.errors import Interrupted, UserError
-from src.core.run import Run
-from src.teacher import trainer as trainer_module
+from src.core.errors import UserError
 from src.teacher.checkpoint import load_teacher, load_trained_state, trained_state
-from src.teacher.config import model_fingerprint, teacher_fingerprint
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.interfaces import Teacher
 from src.teacher.item_head import ItemHead, item_loss
 from src.teacher.prompts import collate
 from src.teacher.ranking import catalogue_scores, item_vectors
-
-
-def untrained(config, data) -> IloraTeacher:
-    teacher = IloraTeacher(config, data)
-    teacher.accelerator = teacher._accelerator()
-    teacher.load()
-    return teacher
+from tests.teacher.conftest import untrained
 
 
 def test_rows_keep_the_contract_of_the_store(trained, demo_data):
@@ -180,9 +170,7 @@ def test_only_the_named_parts_train_and_the_base_stays_bit_equal(make_config, de
     ],
 )
 def test_switched_off_parts_do_not_train(make_config, demo_data, teacher_roots, overrides, still):
-    teacher = IloraTeacher(make_config("teacher.train.samples=64", *overrides), demo_data)
-    teacher.accelerator = teacher._accelerator()
-    teacher.load()
+    teacher = untrained(make_config("teacher.train.samples=64", *overrides), demo_data)
     before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
     teacher.prepare(None)
     after = teacher.model.state_dict()
@@ -269,58 +257,6 @@ def test_foreign_or_changed_checkpoints_are_refused(trained, make_config, demo_d
         load_teacher(damaged, teacher.model)
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(make_config, demo_data, teacher_roots, monkeypatch):
-    config = make_config("teacher.train.samples=160", "teacher.lora.dropout=0.1", "teacher.seed=5")
-    whole = IloraTeacher(config, demo_data)
-    whole.prepare(None)
-    # The same settings under another name are another fingerprint: nothing is reused.
-    parted = IloraTeacher(replace(config, name="parted"), demo_data)
-    seen = []
-    monkeypatch.setattr(trainer_module, "stop_requested", lambda: len(seen) == 3)
-
-    def stop_at_third() -> None:
-        seen.append(1)
-        if len(seen) == 4:
-            raise Interrupted(15)
-
-    # check_stop is called after the checkpoint was written: the third step's is on disk.
-    monkeypatch.setattr(trainer_module, "check_stop", stop_at_third)
-    with pytest.raises(Interrupted):
-        parted.prepare(None)
-    monkeypatch.undo()
-    monkeypatch.setenv("ANYO_DATA_ROOT", str(teacher_roots / "data"))
-    monkeypatch.setenv("ANYO_RESULT_ROOT", str(teacher_roots / "result"))
-    resumed = IloraTeacher(replace(config, name="parted"), demo_data)
-    resumed.prepare(None)
-    a, b = trained_state(whole.model), trained_state(resumed.model)
-    for part, tensors in a.items():
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, b[part][name]), (part, name)
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(make_config, demo_data, teacher_roots):
-    teacher = IloraTeacher(make_config("teacher.train.lr=1e30", "teacher.train.grad_clip=null"), demo_data)
-    with pytest.raises(UserError, match=r"loss (nan|inf).* at step .*teacher.train.lr"):
-        teacher.prepare(None)
-
-
-def test_a_part_without_gradient_ends_the_run(make_config, demo_data, teacher_roots, monkeypatch):
-    from src.teacher.ilora_model import IloraModel
-
-    gate = IloraModel.gate
-    monkeypatch.setattr(IloraModel, "gate", lambda self, h: gate(self, h).detach())
-    teacher = IloraTeacher(make_config("teacher.name=cut"), demo_data)
-    with pytest.raises(UserError, match="gradient of gate is zero"):
-        teacher.prepare(None)
-
-
-def test_an_adapter_without_effect_ends_the_run(make_config, demo_data, teacher_roots):
-    teacher = IloraTeacher(make_config("teacher.train.lr=1e-30", "teacher.train.samples=96"), demo_data)
-    with pytest.raises(UserError, match="the adapter has no effect: the LLM's states are equal"):
-        teacher.prepare(None)
-    assert not teacher.folder.exists()
-
-
 def test_a_part_that_is_not_saved_is_noticed(make_config, demo_data, teacher_roots, monkeypatch):
     """The reloaded model starts from nothing: what the folder lacks shows in the states."""
     monkeypatch.setattr("src.teacher.ilora_teacher.load_teacher", lambda *a, **k: {"training": {}})
@@ -336,80 +272,6 @@ def test_a_checkpoint_of_another_llm_or_dataset_is_refused(trained):
         load_teacher(teacher.folder, teacher.model, llm=other)
     with pytest.raises(UserError, match="dataset_fingerprint is .* expected 'other'"):
         load_teacher(teacher.folder, teacher.model, dataset_fingerprint="other")
-
-
-def test_the_micro_batch_counts_where_the_gate_has_batch_norm(make_config):
-    def prints(*overrides: str) -> list[tuple[str, str]]:
-        configs = (make_config(*overrides, f"teacher.train.micro_batch_size={n}") for n in (8, 16))
-        return [(model_fingerprint(c, "d"), teacher_fingerprint(c, "d")) for c in configs]
-
-    for gate in ("linear", "mlp", "uniform"):
-        a, b = prints(f"teacher.gate.kind={gate}")
-        assert a == b, gate
-    a, b = prints("teacher.gate.kind=resnet1d")
-    assert a[0] != b[0] and a[1] != b[1]
-    a, b = prints("teacher.gate.kind=resnet1d", "teacher.lora.experts=1")  # no router at all
-    assert a == b
-
-
-def test_what_tensorboard_shows(make_config, demo_data, teacher_roots, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = Run.start(tmp_path / "run", "teacher", "x")
-    config = make_config("teacher.train.samples=96", "teacher.name=shown", "teacher.objective.lm=0.5")
-    IloraTeacher(config, demo_data).prepare(run)
-    run.close()
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    events.Reload()
-    last = {t.removeprefix("teacher/"): events.Scalars(t)[-1].value for t in events.Tags()["scalars"]}
-    parts = {f"gradient/{p}" for p in ("lora", "gate", "projector", "head")}
-    loads = {f"gate/load_{k}" for k in range(4)}
-    assert last.keys() >= parts | loads | {
-        "loss/item",
-        "loss/lm",
-        "lr",
-        "gate/entropy",
-        "tokens_per_s",
-        "valid",
-    }
-    assert all(last[p] > 0 for p in parts) and last["tokens_per_s"] > 0
-    assert sum(last[k] for k in loads) == pytest.approx(1.0, rel=1e-5)
-    assert 0 < last["gate/entropy"] <= 1 + 1e-6
-    assert 0.05 < last["peak_memory_gib"] < 100  # of this process
-
-
-def test_micro_batches_do_not_change_the_step(make_config, demo_data, teacher_roots):
-    """One effective batch, cut in two ways: the same losses and weights."""
-    states = []
-    for size in (32, 7):
-        teacher = untrained(
-            make_config(
-                "teacher.objective.lm=1.0",
-                "teacher.lora.dropout=0.0",
-                "teacher.train.samples=64",
-                "teacher.train.optimizer=adam",
-                f"teacher.train.micro_batch_size={size}",
-            ),
-            demo_data,
-        )
-        from src.teacher.trainer import TeacherTrainer
-
-        t = TeacherTrainer(
-            teacher.config,
-            teacher.model,
-            teacher.source,
-            teacher.llm_sample_ids(),
-            demo_data.splits["valid"][:8],
-            teacher_roots / f"micro{size}",
-            "x",
-            teacher.accelerator,
-        )
-        t.model.train()
-        sums = [t._step(step) for step in range(2)]
-        states.append(([s.item for s in sums] + [s.lm for s in sums], t.norms))
-    np.testing.assert_allclose(states[0][0], states[1][0], rtol=1e-5)
-    for name, value in states[0][1].items():
-        assert value == pytest.approx(states[1][1][name], rel=1e-3), name
 
 
 @pytest.mark.parametrize("path", ["stories260k-hf"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -24,21 +25,22 @@ LM = (
     "teacher.export.embedding.source=text",
 )
 ITEM = ("teacher.objective.lm=0",)
+# As wide as the shipped one, and pre-trained for as many steps per title: sure enough of the small demo's answers.
+SURE = (
+    "teacher.llm.tiny.hidden_size=64",
+    "teacher.llm.tiny.batch_size=8",
+    "teacher.llm.tiny.lr=0.006",
+    "teacher.llm.tiny.epochs=3",
+)
 
 
-@pytest.mark.parametrize("objective", [LM, ITEM], ids=["lm", "item"])
+@pytest.mark.parametrize("objective", [(*LM, *SURE), ITEM], ids=["lm", "item"])
 def test_eight_rows_by_heart(make_config, demo_data, teacher_roots, objective):
     config = make_config("teacher.overfit=8", *objective)
     loss = learn_by_heart(config, demo_data, None)
-    teacher = IloraTeacher(config, demo_data)
-    if objective is ITEM:
-        assert loss < BOUND
-    else:
-        teacher.open()
-        rows = overfit_module.rows_of(config, demo_data)
-        assert loss < max(BOUND, 1.05 * answer_floor(teacher, rows))
+    assert loss < BOUND == 0.05
     # nothing that another run could take for a teacher
-    assert not teacher.folder.exists()
+    assert not IloraTeacher(config, demo_data).folder.exists()
     assert not (data_root() / "work" / "overfit").exists()
 
 
@@ -62,6 +64,26 @@ def test_it_is_never_a_teacher(make_config, demo_data, teacher_roots):
     refuse_debug(plain)
     with pytest.raises(UserError, match="a teacher with teacher.overfit=8; expected null: it is no result"):
         IloraTeacher(debug, demo_data).prepare(None)
+
+
+def test_an_llm_that_is_never_sure_enough_fails_with_its_floor(make_config, demo_data, teacher_roots):
+    """One pass of pre-training only: whatever the states, its head cannot say these titles for sure."""
+    config = make_config("teacher.overfit=8", *LM)
+    with pytest.raises(
+        UserError, match=r"is \d\.\d+ after \d+ steps.*head allow (\d\.\d+) at best.*teacher.llm"
+    ) as e:
+        learn_by_heart(config, demo_data, None)
+    loss, floor = (float(x) for x in re.findall(r"(?:is|allow) (\d\.\d+) (?:after|at)", str(e.value)))
+    assert BOUND < floor < loss < 1.05 * floor
+
+
+def test_stories260k_is_never_sure_enough(make_config, demo_data, teacher_roots, shared_data):
+    """The reason why the small trained Llama at hand cannot serve `overfit` on titles: .32 on the demo's."""
+    path = shared_data / "stories260k-hf"
+    config = make_config("teacher.overfit=8", "teacher/llm=local", f"teacher.llm.path={path}", *LM)
+    teacher = IloraTeacher(config, demo_data)
+    teacher.open()
+    assert answer_floor(teacher, overfit_module.rows_of(config, demo_data)) > 2 * BOUND
 
 
 def test_the_floor_of_the_embedded_llm(make_config, demo_data, teacher_roots):

@@ -37,9 +37,7 @@ class SharedPrefix:
         self.model, self.lengths, self.width = model, batch.mask.sum(dim=1), batch.ids.shape[1]
         # Full layers, whatever the model's own windows: padding would push real tokens out of a window.
         self.cache = DynamicCache()
-        states = backbone(model.llm)(
-            inputs_embeds=model.embed(batch, hybrid), past_key_values=self.cache, use_cache=True
-        ).last_hidden_state
+        states = self._read(inputs_embeds=model.embed(batch, hybrid))
         self.last = states[torch.arange(len(batch), device=states.device), self.lengths - 1]
         self._prompt = torch.arange(self.width, device=states.device)[None] < self.lengths[:, None]
 
@@ -57,12 +55,17 @@ class SharedPrefix:
         dtype = self.model.llm.get_input_embeddings().weight.dtype
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         mask.masked_fill_(~seen, torch.finfo(dtype).min)
-        return backbone(self.model.llm)(
+        return self._read(
             inputs_embeds=self.model.llm.get_input_embeddings()(tokens),
             attention_mask=mask[:, None],
             position_ids=self.lengths[:, None] + depth,
-            past_key_values=self.cache,
-            use_cache=True,
+        )
+
+    # A cache grows with every call, and each layer has its own: compiled code would be made for each of them.
+    @torch.compiler.set_stance("force_eager")
+    def _read(self, **inputs: Tensor) -> Tensor:
+        return backbone(self.model.llm)(
+            **inputs, past_key_values=self.cache, use_cache=True
         ).last_hidden_state
 
     def rewind(self) -> None:

@@ -1,0 +1,57 @@
+"""`teacher.llm.compile`: the LLM's blocks through torch.compile, each in place.
+
+Names of weights, peft's folders and hooks stay as they are. All blocks share their code, so that one of them is
+compiled for all. Batches of other sizes and lengths use the same code; a batch of one row, training against
+evaluation, and gated against uniform passes are variants of their own, compiled when they first come.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from src.core.errors import UserError
+from src.core.logging import get_logger
+from src.teacher.gating import GateControl
+from src.teacher.llm import find_blocks
+
+_VARIANTS = (
+    32  # more of them than a teacher has: beyond the limit (8 by default) blocks silently run as they are
+)
+log = get_logger(__name__)
+
+
+def compile_blocks(llm: nn.Module, gates: GateControl, backend: str = "inductor") -> None:
+    """Compile the blocks of an adapted LLM that is on its device.
+
+    Args:
+        llm: with its LoRA layers, hooked by `gates`.
+        backend: of torch.compile; `inductor` makes kernels, the others serve tests.
+
+    Raises:
+        UserError: no compiler for this device.
+    """
+    if backend == "inductor":
+        require_compiler(next(llm.parameters()).device)
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, _VARIANTS)
+    # The gate is reached through a hook on a Linear: by default its batch size would be a constant of the code.
+    settings.force_nn_module_property_static_shapes = False
+    gates.compiled = True
+    blocks = find_blocks(llm)
+    for block in blocks:
+        block.compile(dynamic=True, backend=backend)
+    log.info("teacher.llm.compile=true: %d blocks, compiled with the first batches (minutes)", len(blocks))
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise UserError where torch.compile cannot make a kernel for `device`: one is made to see."""
+    try:
+        torch.compile(lambda x: x.sin() + 1.0, dynamic=False)(torch.zeros(8, device=device))
+    except Exception as e:  # whatever compiler, headers or driver say
+        why = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise UserError(
+            f"teacher.llm.compile=true, but torch.compile fails on {device.type}: {type(e).__name__}: {why[:200]}",
+            "a C++ compiler (g++; CXX names another) and, on a GPU, triton",
+            "teacher.llm.compile to false",
+        ) from e
