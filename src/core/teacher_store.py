@@ -32,6 +32,7 @@ from src.core.artifacts import (
     number_in,
     publish,
     read_json,
+    read_object,
     save_npy,
     write_manifest,
     writing,
@@ -88,6 +89,7 @@ class StoreWriter:
         sample_ids: np.ndarray,
         rank: Callable[[np.ndarray], TeacherRows],
         part: tuple[int, int] = (0, 1),
+        weights: str | None = None,
     ) -> int:
         """Rank the shards that are missing; returns the number of samples ranked now.
 
@@ -95,14 +97,20 @@ class StoreWriter:
             piece: a split, or the name of a part of one.
             rank: sample ids of one shard -> its rows.
             part: (this process, number of processes): shard i belongs to process i mod number.
+            weights: hash of the weights that rank; None where rows come from files.
+
+        Raises:
+            UserError: shards are there that other weights ranked.
         """
         own = self.shards(sample_ids)[part[0] :: part[1]]
+        for shard in (s for ids in own if is_complete(s := self._shard(piece, ids))):
+            self._check_weights(read_object(shard / MANIFEST), shard, weights)
         missing = [ids for ids in own if not is_complete(self._shard(piece, ids))]
         if len(missing) < len(own):
             log.info("%s: %d of %d shards are there already", piece, len(own) - len(missing), len(own))
         for ids in progress(missing, f"export {piece}", unit="sample", size=len):
             watch = Stopwatch()
-            self._write_shard(piece, rank(ids), ids, watch)
+            self._write_shard(piece, rank(ids), ids, watch, weights)
             check_stop()
         return sum(map(len, missing))
 
@@ -121,10 +129,20 @@ class StoreWriter:
         fix = "delete this shard and export again"
         return sum(number_in(read_json(shard / MANIFEST), "seconds", shard, fix) for shard in shards)
 
+    def _check_weights(self, manifest: Mapping[str, Any], shard: Path, weights: str | None) -> None:
+        if (found := manifest.get("weights")) != weights:
+            raise UserError(
+                f"{shard} was ranked by a teacher with the weights {found}",
+                f"{weights}, those of the teacher that ranks now: one store, one teacher",
+                f"delete {self.partial} to export anew, or bring the teacher's weights of then back",
+            )
+
     def _shard(self, piece: str, ids: np.ndarray) -> Path:
         return self.partial / piece / f"{ids[0]:012d}-{ids[-1]:012d}"
 
-    def _write_shard(self, piece: str, rows: TeacherRows, ids: np.ndarray, watch: Stopwatch) -> None:
+    def _write_shard(
+        self, piece: str, rows: TeacherRows, ids: np.ndarray, watch: Stopwatch, weights: str | None
+    ) -> None:
         shard = self._shard(piece, ids)
         if not np.array_equal(rows.sample_ids, ids):
             raise RuntimeError(f"{shard}: the teacher returned rows of other samples")
@@ -134,7 +152,8 @@ class StoreWriter:
         try:
             for name in ARRAYS:
                 save_npy(tmp / f"{name}.npy", getattr(rows, name))
-            write_manifest(tmp, {"n_samples": len(ids), "seconds": round(watch.seconds(), 4)})
+            seconds = round(watch.seconds(), 4)
+            write_manifest(tmp, {"n_samples": len(ids), "seconds": seconds, "weights": weights})
             publish(tmp, shard)
         except OSError as e:
             shutil.rmtree(tmp, ignore_errors=True)  # gives back what the unfinished shard took
@@ -160,7 +179,7 @@ class StoreWriter:
         check_embeddings(item_embeddings, self.n_items, "teacher")
         tmp = self.folder.with_name(f".{self.folder.name}.tmp")
         shutil.rmtree(tmp, ignore_errors=True)
-        n_samples = {}
+        n_samples, weights = {}, {}
         try:
             for split, given in splits.items():
                 joint = _Joint(self, _pieces(split, given))
@@ -169,6 +188,7 @@ class StoreWriter:
                 if in_sample is not None:
                     save_npy(tmp / split / "in_sample.npy", locate(np.unique(in_sample[split]), joint.ids)[1])
                 n_samples[split], top_k = len(joint.ids), joint.top_k
+                weights |= joint.weights
             with writing(tmp / "item_embeddings.safetensors") as path:
                 save_file({"item_embeddings": np.ascontiguousarray(item_embeddings)}, path)
             write_manifest(
@@ -181,6 +201,7 @@ class StoreWriter:
                     "top_k": top_k,
                     "embedding_dim": int(item_embeddings.shape[1]),
                     "score_kind": self.score_kind,
+                    "weights": weights,  # of the teachers, by split or piece of one
                 },
             )
             publish(tmp, self.folder)
@@ -195,18 +216,26 @@ class StoreWriter:
 class _Joint:
     """The shards of a split as one table in sample-id order, read block by block.
 
+    Attributes:
+        weights: by piece, the hash of the weights that ranked it.
+
     Raises:
-        UserError: a shard is missing or damaged.
+        UserError: a shard is missing or damaged, or the shards of a piece come from several teachers.
     """
 
     def __init__(self, writer: StoreWriter, pieces: Mapping[str, np.ndarray]):
         self.blocks = writer.shards(np.concatenate(list(pieces.values())))
         self.ids = np.concatenate(self.blocks)
         self.shards: list[list[tuple[np.ndarray, Path]]] = []  # per piece, ascending
+        self.weights: dict[str, str | None] = {}
         for piece, samples in pieces.items():
             own = [(ids, writer._shard(piece, ids)) for ids in writer.shards(samples)]
             for ids, shard in own:
-                load_manifest(shard, {"n_samples": len(ids)}, f"delete {shard} and export again")
+                fix = f"delete {shard} and export again"
+                manifest = load_manifest(shard, {"n_samples": len(ids)}, fix)
+                writer._check_weights(
+                    manifest, shard, self.weights.setdefault(piece, manifest.get("weights"))
+                )
             self.shards.append(own)
         self.top_k = int(load_npy(self.shards[0][0][1] / "rankings.npy", mmap=True).shape[1])
 

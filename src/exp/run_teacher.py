@@ -17,7 +17,7 @@ def work(settings: Settings, run: Run) -> float | None:
     from src.core.logging import get_logger
     from src.exp.record import StoreRanks, done_before, record, record_choices, store_note
     from src.exp.select import selected_samples
-    from src.teacher.export import fill_store
+    from src.teacher.export import fill_store, refuse_other_weights
     from src.teacher.factory import build_teacher
     from src.teacher.overfit import learn_by_heart, wants_overfit
     from src.teacher.quality import ensure_quality
@@ -40,6 +40,7 @@ def work(settings: Settings, run: Run) -> float | None:
     if candidates is not None:
         teacher = build_teacher(config, data)
         teacher.prepare(None)  # every process of a launch
+        refuse_other_weights(store, teacher)
         if run.main:
             record_choices(run, data, candidates, teacher.choose(candidates))
     run.write_times(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.artifacts import is_complete, load_manifest, lock, number_in
+from src.core.artifacts import is_complete, load_manifest, lock, number_in, sha256_file
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
@@ -35,10 +35,12 @@ class FrozenEncoder:
         student: the model.
         seconds: what its training took (in the run that trained it).
         reused: whether it was there already.
+        weights: SHA-256 of the file of its weights.
     """
 
-    def __init__(self, student: Student, seconds: float, reused: bool):
-        self.student, self.seconds, self.reused = student.eval().requires_grad_(False), seconds, reused
+    def __init__(self, student: Student, seconds: float, reused: bool, weights: str):
+        self.student = student.eval().requires_grad_(False)
+        self.seconds, self.reused, self.weights = seconds, reused, weights
 
     @property
     def width(self) -> int:
@@ -116,4 +118,4 @@ def frozen_encoder(
     student, _ = load_student_model(folder, fingerprint=fp)
     value, seconds = (number_in(manifest, key, folder, fix) for key in ("valid_ndcg10", "train_seconds"))
     log.info("frozen encoder %s: valid NDCG@10 %.4f", folder, value)
-    return FrozenEncoder(student, seconds, reused)
+    return FrozenEncoder(student, seconds, reused, sha256_file(folder / "model.safetensors"))

@@ -92,6 +92,17 @@ def fill_store(
     return store, reused
 
 
+def refuse_other_weights(store: TeacherStore, teacher: Teacher) -> None:
+    """Raises UserError where a prepared teacher is not the one that filled the store (trained again since)."""
+    written = store.manifest.get("weights")  # stores of before do not say
+    if written is not None and written.get("test") != teacher.weights():
+        raise UserError(
+            f"{store.folder} was ranked by a teacher with the weights {written.get('test')}",
+            f"{teacher.weights()}, those of the teacher that is there now",
+            f"delete {store.folder} to export anew, or bring the teacher's weights of then back",
+        )
+
+
 class _Export:
     """One store in the making."""
 
@@ -171,7 +182,11 @@ class _Export:
             self._forecast(teacher, split, samples)
         log.info("%s ranks %d samples of %s", teacher.name, len(samples), piece)
         self.writer.export(
-            piece, samples, lambda shard: teacher.rank(split, shard, k), (team.rank, team.size)
+            piece,
+            samples,
+            lambda shard: teacher.rank(split, shard, k),
+            (team.rank, team.size),
+            teacher.weights(),
         )
 
     def _forecast(self, teacher: Teacher, split: str, samples: np.ndarray) -> None:

@@ -6,6 +6,7 @@ log-probabilities over the catalogue for a history, and one vector per item.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,18 @@ class Filler:
 
     def item_embeddings(self) -> np.ndarray:
         raise NotImplementedError
+
+    def fitted(self) -> list[np.ndarray]:
+        """All that `_fit` computed."""
+        raise NotImplementedError
+
+    def weights(self) -> str:
+        digest = hashlib.sha256()
+        for values in self.fitted():
+            # The rows are float32; the last bit of a float64 may depend on the processor.
+            exact = np.issubdtype(values.dtype, np.integer)
+            digest.update(np.ascontiguousarray(values, values.dtype if exact else np.float32))
+        return digest.hexdigest()[:12]
 
     def train_sample_ids(self) -> np.ndarray:
         """Samples that `rank` and `score_all` treat in sample: none where each is scored without itself."""
@@ -128,6 +141,9 @@ class PopularityFiller(Filler):
     def _fit(self, run: Run | None) -> None:
         self._log_p = np.log(self._popularity()).astype(np.float32)
 
+    def fitted(self) -> list[np.ndarray]:
+        return [self._log_p]
+
     def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
         return np.broadcast_to(self._log_p, (len(histories), len(self._log_p)))
 
@@ -155,6 +171,9 @@ class KnnFiller(Filler):
         self._pop = self._popularity()
         self._damp = (self._pop * (len(targets) + self.data.n_items)) ** -self.config.damping
         self._similar = sp.csr_array(sp.diags_array(self._damp) @ (seen.T @ hit) @ sp.diags_array(self._damp))
+
+    def fitted(self) -> list[np.ndarray]:
+        return [*_arrays(self._similar), self._pop, self._damp]
 
     def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
         return self._normalised((self._weighted(histories) @ self._similar).toarray())
@@ -207,6 +226,9 @@ class MarkovFiller(Filler):
         self._totals = self._counts.sum(axis=1)
         self._pop = self._popularity()
 
+    def fitted(self) -> list[np.ndarray]:
+        return [*_arrays(self._counts), self._pop]
+
     def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
         newest = histories[:, -1] - 1
         return self._smoothed(self._counts[newest].toarray(), self._totals[newest])
@@ -240,6 +262,9 @@ class SasrecFiller(Filler):
         self._encoder = frozen_encoder(self.config.encoder, self.data, self.config.seed, subset, run)
         return {"train_seconds": round(self._encoder.seconds, 3), "reused": self._encoder.reused}
 
+    def weights(self) -> str:
+        return self._encoder.weights[:12]
+
     def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
         return self._encoder.log_probabilities(histories).numpy()
 
@@ -261,6 +286,10 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     columns = np.nonzero(chosen)[1].reshape(n_rows, k)  # ascending within a row
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
+
+
+def _arrays(table: sp.csr_array) -> list[np.ndarray]:
+    return [table.data, table.indices, table.indptr]
 
 
 def spectral_embeddings(transitions: sp.csr_array, dim: int) -> np.ndarray:

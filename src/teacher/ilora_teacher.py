@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from src.core.artifacts import MANIFEST, is_complete, number_in, read_json
+from src.core.artifacts import MANIFEST, fingerprint, is_complete, number_in, read_json
 from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
@@ -81,11 +81,18 @@ class IloraTeacher:
                 raise RuntimeError(
                     f"{self.folder}: the reloaded teacher answers otherwise than the trained one"
                 )
+            self._check_encoder(manifest.get("encoder_weights"))
+            trained = {n: h for n, h in manifest["files"].items() if n.endswith(".safetensors")}
+            parts = {"encoder": self.encoder.weights, "llm": self.llm_identity, "trained": trained}
+            self._weights = fingerprint(parts)
             if self.accelerator.is_main_process:  # the checkpoint, also one that a kill left
                 shutil.rmtree(work_dir("teacher", self.fingerprint), ignore_errors=True)
         self.model.eval()
         self._ranker = None
         return {**manifest["training"], "reused": reused}
+
+    def weights(self) -> str:
+        return self._weights
 
     def open(self) -> Team:
         """The processes, their device, and everything up to the untrained model."""
@@ -205,6 +212,7 @@ class IloraTeacher:
             "dataset_fingerprint": data.fingerprint,
             "fingerprint": self.fingerprint,
             "llm": self.llm_identity,
+            "encoder_weights": self.encoder.weights,
             "training": {
                 # What the encoder and the tiny LLM cost the run that made them, also where they are reused.
                 "train_seconds": round(self.encoder.seconds + self.llm_seconds + done.seconds, 3),
@@ -236,6 +244,15 @@ class IloraTeacher:
         if train.device == "cuda" and not torch.cuda.is_available():
             raise UserError("teacher.train.device=cuda without a GPU", "auto or cpu", "teacher.train.device")
         return Accelerator(cpu=train.device == "cpu", mixed_precision=train.precision)
+
+    def _check_encoder(self, learned_with: str | None) -> None:
+        """Raises UserError where the encoder was trained again since; teachers of before do not say."""
+        if learned_with not in (None, self.encoder.weights):
+            raise UserError(
+                f"{self.folder} was trained with an encoder of the weights {learned_with}",
+                f"{self.encoder.weights}, those of the encoder that is there now",
+                f"delete {self.folder} to train anew, or bring the encoder's weights of then back",
+            )
 
     def _check(self, bidirectional: bool) -> None:
         if bidirectional and self.config.objective.lm > 0:

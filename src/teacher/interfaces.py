@@ -38,6 +38,10 @@ class Teacher(Protocol):
             anything else worth a line in the manifest, as plain JSON values.
         """
 
+    def weights(self) -> str:
+        """After `prepare`: a short hash of all it answers from that the settings do not determine bit for bit
+        (a second training on a GPU may end elsewhere). Equal hashes, equal rows."""
+
     def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
         """The k best items of the whole catalogue for every sample, rows in the order of `sample_ids`.
 

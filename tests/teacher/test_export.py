@@ -16,15 +16,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from src.core import teacher_store
-from src.core.artifacts import sha256_file
+from src.core.artifacts import sha256_file, write_manifest
+from src.core.data_utils import InteractionData
 from src.core.errors import Interrupted, UserError
 from src.core.paths import ROOT
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.teacher import export as export_module
+from src.teacher.config import TeacherConfig, encoder_fingerprint
 from src.teacher.export import export_ids, fill_store
 from src.teacher.factory import build_teacher
+from src.teacher.fillers import Filler
 from tests.teacher.conftest import compose_teacher
 from tests.teacher.test_folds import files
 
@@ -91,6 +95,99 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(trained, demo_data, tmp
     assert store.score_kind == "log_likelihood" and store.manifest["history_excluded"]
     again, reused = fill_store(config, demo_data, tmp_path / "parted", None)
     assert reused and again.manifest == store.manifest
+
+
+def train_again(folder: Path, file: str) -> None:
+    """What a training leaves that did not repeat bit by bit: one weight elsewhere, hashes that fit."""
+    tensors = load_file(folder / file)
+    next(iter(tensors.values())).view(-1)[0] += 1e-3
+    save_file(tensors, folder / file)
+    fields = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder, {k: v for k, v in fields.items() if k != "files"})
+
+
+def encoder_of(config: TeacherConfig, data: InteractionData) -> str:
+    return encoder_fingerprint(config.encoder, config.seed, data.fingerprint, None)
+
+
+@pytest.fixture
+def own_models(trained, teacher_roots, tmp_path, monkeypatch):
+    """A copy of the trained models, to change: encoder, tiny LLM, teacher."""
+    shutil.copytree(teacher_roots / "data" / "models", tmp_path / "data" / "models")
+    monkeypatch.setenv("ANYO_DATA_ROOT", str(tmp_path / "data"))
+    return tmp_path / "data" / "models" / "demo"
+
+
+@pytest.mark.parametrize("kind", ["knn", "markov", "popularity", "sasrec", "ilora"])
+def test_shards_of_other_weights_are_not_mixed(kind, trained, own_models, demo_data, tmp_path, monkeypatch):
+    """A stopped export, the teacher trained again to other weights: refused, and nothing is lost."""
+    changes = {"top_k": 5, "shard_size": 300, "train_share": 0.2}
+    if kind == "ilora":
+        config = trained[0].config
+        config = replace(config, export=replace(config.export, **changes))
+    elif kind == "sasrec":
+        config = compose_teacher("teacher=sasrec", *(f"teacher.export.{k}={v}" for k, v in changes.items()))
+        config = replace(config, encoder=trained[0].config.encoder)
+    else:
+        config = compose_teacher(f"teacher={kind}", *(f"teacher.export.{k}={v}" for k, v in changes.items()))
+    whole, _ = fill_store(config, demo_data, tmp_path / "whole", None)
+    real = export_module.StoreWriter.finish
+
+    def stopped(*args):
+        raise Interrupted(15)
+
+    monkeypatch.setattr(export_module.StoreWriter, "finish", stopped)
+    with pytest.raises(Interrupted):
+        fill_store(config, demo_data, tmp_path / "fp", None)
+    monkeypatch.setattr(export_module.StoreWriter, "finish", real)
+    shutil.rmtree(next((tmp_path / "fp.partial" / "test").glob("[!.]*")))
+    before = files(tmp_path / "fp.partial")
+
+    models = tmp_path / "kept"
+    shutil.copytree(own_models, models)
+    with monkeypatch.context() as patch:
+        if kind == "ilora":
+            train_again(own_models / "teacher" / trained[0].fingerprint, "head.safetensors")
+        elif kind == "sasrec":
+            train_again(own_models / "sasrec_encoder" / encoder_of(config, demo_data), "model.safetensors")
+        else:  # a kNN of another version, say
+            popularity = Filler._popularity
+            patch.setattr(Filler, "_popularity", lambda self: popularity(self) * 1.001)
+        with pytest.raises(
+            UserError, match=r"weights \w{12}; expected \w{12}, those of .*delete .*fp.partial"
+        ):
+            fill_store(config, demo_data, tmp_path / "fp", None)
+    assert files(tmp_path / "fp.partial") == before and not (tmp_path / "fp").exists()
+
+    shutil.rmtree(own_models)
+    shutil.move(models, own_models)
+    store, _ = fill_store(config, demo_data, tmp_path / "fp", None)
+    assert files(store.folder) == files(whole.folder)
+    assert store.manifest["weights"] == whole.manifest["weights"]
+    assert len(set(store.manifest["weights"].values())) == 1, "one teacher"
+
+
+def test_a_teacher_is_not_put_on_an_encoder_trained_again(trained, own_models, demo_data):
+    config = trained[0].config
+    train_again(own_models / "sasrec_encoder" / encoder_of(config, demo_data), "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"trained with an encoder of the weights \w{64}; expected \w{64}, those"
+    ):
+        build_teacher(config, demo_data).prepare(None)
+
+
+def test_choices_and_rows_of_one_run_come_from_one_teacher(demo_data, tmp_path):
+    """`run_teacher` asks the teacher about candidates after it found the store finished."""
+    config = compose_teacher(*KNN)
+    store, _ = fill_store(config, demo_data, tmp_path / "fp", None)
+    teacher = build_teacher(config, demo_data)
+    teacher.prepare(None)
+    export_module.refuse_other_weights(store, teacher)
+    teacher._pop = teacher._pop * 1.001
+    with pytest.raises(UserError, match=r"fp was ranked by .* the weights \w{12}; expected \w{12}, those of"):
+        export_module.refuse_other_weights(store, teacher)
+    del store.manifest["weights"]  # a store of before
+    export_module.refuse_other_weights(store, teacher)
 
 
 def test_a_distance_teacher_end_to_end(trained, demo_data, tmp_path):

@@ -116,6 +116,9 @@ def test_an_interrupted_fold_goes_on_to_the_same_bytes(demo_data, teacher_roots,
     )
     store, _ = fill_store(config, demo_data, tmp_path / "parted", None)
     assert len(built) == 3, "the finished fold needs no teacher"
+    weights = store.manifest["weights"]
+    assert weights == whole.manifest["weights"] and weights["valid"] == weights["test"]
+    assert len(set(weights.values())) == 4, "three folds and the teacher of all"
     assert files(store.folder) == files(whole.folder)
     assert not (tmp_path / "parted.partial").exists()
 
