@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.distill_speed import BATCH, DIM, LENGTH, WIDTH, K
-from src.distill.catalogue import catalogue_terms
 from src.distill.kd_losses import top_k_threshold
+from src.student.catalogue import catalogue_terms
 from src.student.losses import sample_negatives
 
 

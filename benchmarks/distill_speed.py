@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
+from src.core.memory import keep_freed_memory
 from src.core.paths import CONF, ROOT
 from src.core.teacher_store import TeacherRows
 from src.distill.config import DistillConfig
@@ -110,6 +111,7 @@ def settings(dros: bool, kd: bool, changes: dict) -> tuple[StudentConfig, Distil
 
 def ours(case: str, n_items: int, steps: int, changes: dict) -> Iterator[None]:
     """The training steps of this project, one per item of the iterator, over and over."""
+    keep_freed_memory()  # as the trainer does
     dros, kd = CASES[case]
     student_config, config = settings(dros, kd, changes)
     n = steps * BATCH

@@ -307,11 +307,12 @@ class TeacherStore:
         for key in ("top_k", "n_items", "embedding_dim"):
             if type(value := self.manifest.get(key)) is not int or value < 1:
                 raise UserError(f"{folder / MANIFEST}: {key} is {value!r}", "a teacher-output store's", fix)
-        counts, trained = self.manifest.get("n_samples"), self.manifest.get("trained", {})
+        counts = self.manifest.get("n_samples")
         if not isinstance(counts, dict) or any(type(n) is not int or n < 1 for n in counts.values()):
             raise UserError(f"{folder / MANIFEST}: n_samples is {counts!r}", "rows by split", fix)
-        if not isinstance(trained, dict):
-            raise UserError(f"{folder / MANIFEST}: trained is {trained!r}", "a report by name", fix)
+        for key in ("trained", "weights"):
+            if not isinstance(value := self.manifest.get(key, {}), dict):
+                raise UserError(f"{folder / MANIFEST}: {key} is {value!r}", "values by name", fix)
         if (kind := self.manifest.get("score_kind")) not in SCORE_KINDS:
             raise UserError(
                 f"{folder / MANIFEST}: score_kind is {kind!r}", f"one of {', '.join(SCORE_KINDS)}", fix

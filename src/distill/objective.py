@@ -8,16 +8,15 @@ from torch import Tensor
 from src.core.data_utils import InteractionData
 from src.core.seed import derive
 from src.distill import kd_losses
-from src.distill.catalogue import CatalogueTerms, catalogue_terms
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import RankingSignals
 from src.distill.projector import Projector
-from src.distill.recommendation import SharedRecommendation
 from src.student.architectures import Student
+from src.student.catalogue import CatalogueTerms, catalogue_terms, in_full_precision
 from src.student.config import StudentConfig
 from src.student.datamodule import Batch, Samples
 from src.student.losses import sample_negatives
-from src.student.objective import Objective
+from src.student.objective import Objective, RecommendationLoss
 
 
 class DistillObjective(Objective):
@@ -45,7 +44,7 @@ class DistillObjective(Objective):
     ):
         super().__init__(student)
         self.config, self.seed = config, seed
-        self.recommendation = SharedRecommendation(student_config, data, seed)
+        self.recommendation = RecommendationLoss(student_config, data, seed)
         self.projector = None
         if vectors is not None:
             hidden = config.projector_width if config.projector == "mlp" else None
@@ -85,7 +84,7 @@ class DistillObjective(Objective):
         hidden, table = self._encode(batch)
         negatives = self.recommendation.negatives(batch)
         if not self.ranks:
-            loss = self.recommendation(self.student, hidden, batch, negatives, None, table)
+            loss = self.recommendation(self.student, hidden, batch, negatives, table)
             parts = {"recommendation": loss.detach().mean()}
         else:
             loss, ranking = self._rank(batch, hidden, table, negatives)
@@ -166,9 +165,7 @@ class DistillObjective(Objective):
         log_z = rec.needs_log_z or c.rd_loss == "ce"
         dro = rec.needs_dro or c.alpha > 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and (log_z or dro)):
-            scores = self.student.score(hidden, table, batch.history)
-        if scores.dtype in (torch.bfloat16, torch.float16):
-            scores = scores.float()  # sums over the catalogue need more than 8 bits
+            scores = in_full_precision(self.student.score(hidden, table, batch.history))
         if not (log_z or dro):
             values = self.student.score_items(hidden, columns + 1, table, batch.history)
             return scores, CatalogueTerms(values.to(scores.dtype), None, None), None

@@ -186,7 +186,9 @@ class SASRecDLLM2Rec(Student):
 
     x = Dropout(E[seq] + P); h = LN1(x); queries from h, keys and values from x; a = attention + h;
     g = LN2(a); f = LN_ff(Dropout(W2 relu(W1 g)) + g); z = LN3(f) at the newest item. Positions count
-    from the oldest item. Only the newest query is computed: with one block no other reaches the output.
+    from the oldest item. Only the newest query is computed: with one block no other reaches the output. For one
+    query, q.(W x + b) = (W^T q).x + q.b and sum_l a_l (W x_l + b) = W sum_l a_l x_l + b sum_l a_l: keys and values
+    are never made, [B, L, H] by [H, H] products become [B, H] by [H, H].
     """
 
     def __init__(self, n_items: int, max_history: int, width: int, dropout: float, tie_output: bool):
@@ -202,9 +204,12 @@ class SASRecDLLM2Rec(Student):
         from_oldest = (real.cumsum(1) - 1).clamp(min=0)
         x = self.dropout(self.embed(history, item_table) + self.positions(from_oldest)) * real.unsqueeze(-1)
         h = self.norm_1(x[:, -1])
-        weights = (self.key(x) @ self.query(h).unsqueeze(-1)).squeeze(-1) * self.width**-0.5
+        q = self.query(h)
+        weights = (x @ (q @ self.key.weight).unsqueeze(-1)).squeeze(-1) + (q @ self.key.bias).unsqueeze(-1)
+        weights = weights * self.width**-0.5
         weights = self.dropout(weights.masked_fill(~real, float("-inf")).softmax(dim=1))
-        g = self.norm_2((weights.unsqueeze(1) @ self.value(x)).squeeze(1) + h)
+        mixed = F.linear((weights.unsqueeze(1) @ x).squeeze(1), self.value.weight)
+        g = self.norm_2(mixed + weights.sum(dim=1, keepdim=True) * self.value.bias + h)
         f = self.norm_ffn(self.dropout(self.ffn_out(F.relu(self.ffn_in(g)))) + g)
         return self.norm_3(f)
 

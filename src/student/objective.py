@@ -11,6 +11,7 @@ from src.core.data_utils import InteractionData
 from src.core.seed import derive
 from src.student import losses
 from src.student.architectures import Student
+from src.student.catalogue import CatalogueTerms, catalogue_terms, in_full_precision
 from src.student.config import StudentConfig
 from src.student.datamodule import Batch, Samples
 
@@ -70,9 +71,12 @@ class RecommendationLoss(nn.Module):
         self._generator: torch.Generator | None = None
 
     @property
-    def needs_scores(self) -> bool:
-        """Whether the loss reads the whole score matrix."""
-        return self.config.loss in ("ce", "dros")
+    def needs_log_z(self) -> bool:
+        return self.config.base_loss == "ce"
+
+    @property
+    def needs_dro(self) -> bool:
+        return self.config.loss == "dros"
 
     def start_epoch(self, epoch: int) -> None:
         self._generator = torch.Generator(self.propensity.device).manual_seed(
@@ -86,43 +90,57 @@ class RecommendationLoss(nn.Module):
         count = 1 if self.config.base_loss == "bce" else self.config.negatives
         return losses.sample_negatives(batch.history, batch.target, self.n_items, count, self._generator)
 
+    def columns(self, batch: Batch, negatives: Tensor | None) -> Tensor:
+        """[B, M] the columns it reads: the target, then its negatives."""
+        target = batch.target.unsqueeze(1)
+        return (target if negatives is None else torch.cat([target, negatives], dim=1)) - 1
+
     def forward(
         self,
         student: Student,
         hidden: Tensor,
         batch: Batch,
         negatives: Tensor | None,
-        scores: Tensor | None = None,
         item_table: Tensor | None = None,
     ) -> Tensor:
         """[B] losses before sample weights.
 
         Args:
             hidden: [B, D] sequence vectors.
-            negatives: of `negatives(batch)`, drawn by the caller so that other terms can share them.
-            scores: [B, N] where the caller has them; else scored here, only the items that the loss reads.
+            negatives: of `negatives(batch)`.
             item_table: as in `student.score`.
         """
+        c, columns = self.config, self.columns(batch, negatives)
+        if not (self.needs_log_z or self.needs_dro):  # only the items that it reads are scored
+            values = student.score_items(hidden, columns + 1, item_table, batch.history)
+            return self.from_terms(None, CatalogueTerms(values, None, None), columns.shape[1])
+        scores = student.score(hidden, item_table, batch.history)
+        if not self.needs_dro:
+            return losses.ce(scores, columns[:, 0], c.label_smoothing)
+        scores = in_full_precision(scores)
+        terms = catalogue_terms(
+            scores, columns, log_z=self.needs_log_z, propensity=self.propensity, beta=c.dros_beta
+        )
+        return self.from_terms(scores, terms, columns.shape[1])
+
+    def from_terms(self, scores: Tensor | None, terms: CatalogueTerms, count: int) -> Tensor:
+        """[B] losses from terms that the distillation shares.
+
+        Args:
+            scores: [B, N], read with label smoothing only.
+            terms: at least of `columns`, which are the first `count` of them.
+        """
         c = self.config
-        if scores is None and self.needs_scores:
-            scores = student.score(hidden, item_table, batch.history)
-        columns = batch.target - 1
+        values = terms.values[:, :count]
         if c.base_loss == "ce":
-            loss = losses.ce(scores, columns, c.label_smoothing)
+            loss = terms.log_z - values[:, 0]
+            if c.label_smoothing > 0:  # (1 - e) of the target's and e of the mean over the catalogue
+                loss = loss + c.label_smoothing * (values[:, 0] - scores.mean(dim=1))
+        elif c.base_loss == "bce":
+            loss = losses.bce(values[:, 0], values[:, 1])
         else:
-            items = torch.cat([batch.target.unsqueeze(1), negatives], dim=1)
-            if scores is None:
-                values = student.score_items(hidden, items, item_table, batch.history)
-            else:
-                values = scores.gather(1, items - 1)
-            if c.base_loss == "bce":
-                loss = losses.bce(values[:, 0], values[:, 1])
-            else:
-                loss = losses.gbce(values[:, 0], values[:, 1:], self.n_items, c.gbce_t)
-        if c.loss == "dros":
-            terms = losses.dro_terms(scores, columns.unsqueeze(1), self.propensity, c.dros_beta)
-            loss = loss + c.dros_alpha * terms.squeeze(1)
-        return loss
+            loss = losses.gbce(values[:, 0], values[:, 1:], self.n_items, c.gbce_t)
+        return loss + c.dros_alpha * terms.dro[:, 0] if self.needs_dro else loss
 
 
 class BaselineObjective(Objective):

@@ -19,6 +19,7 @@ from torch import Tensor
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
+from src.core.memory import keep_freed_memory
 from src.core.metrics import EvalConfig
 from src.core.run import Run, Stopwatch, check_stop
 from src.core.seed import seed_everything
@@ -89,6 +90,8 @@ def fit(
         Interrupted: a signal came; the checkpoint of the last whole epoch lies in `folder`.
     """
     device = next(objective.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     path = folder / "checkpoint.pt"
     optimizer, average = make_optimizer(objective, config), Average(objective, config.average)
     valid = Samples(data, Selection(data.splits["valid"]), device)

@@ -6,6 +6,7 @@ good on them and teaches nothing new. Written beside the store as `<fp>.quality/
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from src.core.artifacts import (
+    MANIFEST,
     artifact_folder,
+    fingerprint,
     is_complete,
     lock,
+    read_object,
     write_json,
     write_manifest,
     write_text,
@@ -103,6 +107,7 @@ def quality_report(
         "dataset_fingerprint": data.fingerprint,
         "teacher": own,
         "store": store.folder.name,
+        "store_files": _files(store),
         "score_kind": store.score_kind,
         "top_k": store.top_k,
         "confidence_k": confidence_k,
@@ -194,18 +199,26 @@ def ensure_quality(
     confidence_k: int = 10,
     max_rows: int = 20_000,
 ) -> Path:
-    """The folder of the store's report, written now if it is not there; arguments as above.
+    """The folder of the store's report, written now if none is there about just these rows; arguments as above.
 
     Args:
         export, seed, encoder: of `references`.
     """
     folder = quality_folder(store.folder)
     with lock(folder, log.info):
+        if is_complete(folder) and read_object(folder / MANIFEST).get("store_files") != _files(store):
+            log.info("%s is about rows that were exported anew: it is written again", folder)
+            shutil.rmtree(folder)
         if not is_complete(folder):
             others = references(data, export, seed, encoder)
             sizes = {"confidence_k": min(confidence_k, store.top_k), "max_rows": max_rows}
             write_quality(folder, quality_report(store, data, train_ids, others, **sizes, seed=seed))
     return folder
+
+
+def _files(store: TeacherStore) -> str:
+    """Tells a store from one that was exported anew under the same fingerprint."""
+    return fingerprint(store.manifest["files"])
 
 
 def quality_folder(store_folder: Path) -> Path:
@@ -219,5 +232,5 @@ def write_quality(folder: Path, report: Mapping[str, Any]) -> None:
         write_json(tmp / "quality.json", report)
         write_text(tmp / "quality.md", markdown(report))
         plot(tmp / "quality.png", report)
-        keys = ("format_version", "dataset", "dataset_fingerprint", "teacher", "store")
+        keys = ("format_version", "dataset", "dataset_fingerprint", "teacher", "store", "store_files")
         write_manifest(tmp, {key: report[key] for key in keys})

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.distill import kd_losses as kd
-from src.student.losses import bce, dro_terms
+from src.student.catalogue import plain_terms
+from src.student.losses import bce
 
 TAGS = ("a0_l0", "a1_l0", "a0_l1", "a1_l1", "a0_l1_raw", "a1_l1_raw")
 PRECISIONS = [(torch.float64, 1e-6), (torch.float32, 1e-5)]
@@ -31,7 +32,7 @@ def official_total(oracle: dict, tag: str, dtype: torch.dtype) -> dict[str, torc
     positive, drawn = scores.gather(1, target).squeeze(1), scores.gather(1, negative).squeeze(1)
     out["bce"] = total = bce(positive, drawn).mean()
     if alpha:
-        out["dro"] = dro_terms(scores, target, propensity, beta).squeeze(1)
+        out["dro"] = plain_terms(scores, target, propensity=propensity, beta=beta).dro.squeeze(1)
         total = total + alpha * out["dro"].mean()
     if lam:
         chosen = scores.gather(1, candidates)
@@ -42,7 +43,7 @@ def official_total(oracle: dict, tag: str, dtype: torch.dtype) -> dict[str, torc
         out["weights"], out["terms"] = weights, kd.rd_bce(chosen, drawn, "one_minus")
         per_candidate = (weights * out["terms"]).mean(0)
         if alpha:
-            out["rd_dro"] = dro_terms(scores, candidates, propensity, beta)
+            out["rd_dro"] = plain_terms(scores, candidates, propensity=propensity, beta=beta).dro
             ones = torch.ones(len(rows), dtype=dtype)
             share = kd.dro_weights(weights, ones, "batch_mean")
             per_candidate = per_candidate + alpha * (share * out["rd_dro"]).mean(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from src.core.paths import CONF
 from src.core.teacher_store import StoreWriter, TeacherRows, TeacherStore
 from src.distill.kd_losses import confidence_weights, scale_distances, weight_entropy
 from src.student.config import StudentConfig
+from src.teacher import quality
 from src.teacher.config import ExportConfig, KnnConfig, SasrecConfig
 from src.teacher.factory import build_teacher
 from src.teacher.quality import (
@@ -72,10 +74,10 @@ class Stub:
         return rows(self.lists, sample_ids)
 
 
-def make_store(folder: Path) -> TeacherStore:
+def make_store(folder: Path, lists: dict[int, list[int]] = TEACHER) -> TeacherStore:
     writer = StoreWriter(folder, N, "log_likelihood", 8)
     for split, ids in SPLITS.items():
-        writer.export(split, ids, lambda shard: rows(TEACHER, shard))
+        writer.export(split, ids, lambda shard: rows(lists, shard))
     table = np.eye(N + 1, 3, -1, dtype=np.float32)
     return writer.finish(SPLITS, table, {"dataset": "toy", "dataset_fingerprint": "fp", "teacher": "stub"})
 
@@ -165,6 +167,23 @@ def test_written_beside_the_store(report: dict, tmp_path: Path):
     assert json.loads((folder / "quality.json").read_text()) == report
     assert (folder / "quality.png").read_bytes().startswith(b"\x89PNG")
     TeacherStore(tmp_path / "abc", "fp")  # the store itself is as it was
+
+
+def test_a_store_exported_anew_gets_a_report_of_its_own(tmp_path: Path, monkeypatch):
+    """Under the same fingerprint: the store was deleted, and a teacher of other weights filled it."""
+    monkeypatch.setattr(quality, "references", lambda *a: {"sasrec": Stub("sasrec", SASREC)})
+    how = {"export": None, "seed": 0, "encoder": None}
+    store = make_store(tmp_path / "abc")
+    folder = ensure_quality(store, toy(), TRAINED_ON, **how)
+    first, written = (folder / "quality.json").read_text(), folder.stat().st_mtime_ns
+    assert ensure_quality(store, toy(), TRAINED_ON, **how).stat().st_mtime_ns == written, "kept"
+    shutil.rmtree(store.folder)
+    anew = make_store(tmp_path / "abc", SASREC)
+    ensure_quality(anew, toy(), TRAINED_ON, **how)
+    second = json.loads((folder / "quality.json").read_text())
+    assert second != json.loads(first)
+    models = second["groups"]["test, out of sample"]["models"]
+    assert models["stub"] == models["sasrec"], "the new rows are SASRec's"
 
 
 def test_markdown_says_what_the_numbers_are(report: dict):

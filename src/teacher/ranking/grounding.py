@@ -46,19 +46,20 @@ class GroundingRanker:
         self.context, self.builder, export = context, context.source.builder, context.export
         title_tokens(self.builder)
         self.embedder = TextEmbedder(context.model, self.builder, export.embedding, export.batch_size)
-        self.items = self.embedder.titles()[1:].astype(np.float64)
+        self.items = torch.from_numpy(self.embedder.titles()[1:]).double()
         eos = self.builder.tokens.tokenizer.eos_token_id
         self.stop = {int(t) for t in self.builder.end_ids[:1]} | ({eos} if eos is not None else set())
 
     def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
         n = len(sample_ids)
-        vectors = self.embedder.embed(self.generate(sample_ids)).cpu().numpy().astype(np.float64)
+        vectors = self.embedder.embed(self.generate(sample_ids)).cpu().double()
         targets = self.context.source.data.targets(sample_ids)
         rankings, scores = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
         of_targets = np.empty(n, np.float32)
-        for row, vector in enumerate(vectors):
-            # Differences, not the expanded square: near the title they would cancel.
-            distances = np.sqrt(((self.items - vector) ** 2).sum(axis=1)).astype(np.float32)
+        # Differences, not the expanded square: near the title they would cancel.
+        how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+        for row in range(n):
+            distances = torch.cdist(vectors[row : row + 1], self.items, **how)[0].float().numpy()
             if not np.isfinite(distances).all():
                 raise not_finite(sample_ids[row])
             best = top_k(-distances[None], k)[0]

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.errors import UserError
 from src.core.metrics import per_sample
 from src.core.run import check_stop
 from src.core.teacher_store import TeacherRows
+from src.teacher.fillers import top_k
 from src.teacher.ilora_model import IloraModel
+from src.teacher.ranking.base import Context, not_finite
 from src.teacher.samples import SampleSource
-
-if TYPE_CHECKING:
-    from src.teacher.ranking.base import Context
 
 
 class HiddenRanker:
@@ -89,16 +86,13 @@ def rank_catalogue(
     target_scores = np.empty(n, np.float32)
     batches = catalogue_scores(model, source, sample_ids, items, hybrid=hybrid, batch_size=batch_size)
     targets = source.data.targets(sample_ids)
-    for rows, log_p in batches:
-        top = torch.topk(log_p, k, dim=1)
-        rankings[rows] = top.indices.cpu().numpy() + 1
-        scores[rows] = top.values.cpu().numpy()
-        columns = torch.from_numpy(targets[rows].astype(np.int64) - 1).to(log_p.device)
-        target_scores[rows] = log_p.gather(1, columns[:, None])[:, 0].cpu().numpy()
-    if not (np.isfinite(scores).all() and np.isfinite(target_scores).all()):
-        raise UserError(
-            "the teacher's scores are not finite", "finite scores", "teacher.train.lr or precision"
-        )
+    for rows, batch in batches:
+        log_p = batch.float().cpu().numpy()
+        if not (finite := np.isfinite(log_p).all(axis=1)).all():
+            raise not_finite(sample_ids[rows[~finite][0]])
+        best = top_k(log_p, k)  # torch.topk orders equal scores as it likes
+        rankings[rows], scores[rows] = best + 1, np.take_along_axis(log_p, best, axis=1)
+        target_scores[rows] = log_p[np.arange(len(rows)), targets[rows] - 1]
     return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
 
 

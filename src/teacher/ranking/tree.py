@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ class TitleTree:
         depth: [Q] 0 for first tokens.
         end: [A] the node that each sequence ends in; equal sequences end in one node.
         inner: [F] nodes with children, ascending: only these need a forward pass.
-        order: [F, F] bool, `order[i, j]`: inner node j is inner node i or one of its ancestors.
     """
 
     token: np.ndarray
@@ -35,7 +35,6 @@ class TitleTree:
     depth: np.ndarray
     end: np.ndarray
     inner: np.ndarray
-    order: np.ndarray
 
     @classmethod
     def of(cls, sequences: Sequence[np.ndarray]) -> TitleTree:
@@ -58,13 +57,21 @@ class TitleTree:
             end.append(node)
         parents = np.array(parent, np.int64)
         inner = np.unique(parents[parents >= 0])
-        place = np.full(len(token), -1)
-        place[inner] = np.arange(len(inner))
-        order = np.eye(len(inner), dtype=bool)
-        for i, node in enumerate(inner):  # a parent's row is finished before its children's
-            if parents[node] >= 0:
-                order[i] |= order[place[parents[node]]]
-        return cls(np.array(token, np.int64), parents, np.array(depth, np.int64), np.array(end), inner, order)
+        return cls(np.array(token, np.int64), parents, np.array(depth, np.int64), np.array(end), inner)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """[F, F] bool, `order[i, j]`: inner node j is inner node i or one of its ancestors.
+
+        Only where the tree is read at once: for the trie of a whole catalogue it would be gigabytes.
+        """
+        place = np.full(len(self.token), -1)
+        place[self.inner] = np.arange(len(self.inner))
+        order = np.eye(len(self.inner), dtype=bool)
+        for i, node in enumerate(self.inner):  # a parent's row is finished before its children's
+            if self.parent[node] >= 0:
+                order[i] |= order[place[self.parent[node]]]
+        return order
 
     def totals(self, step: np.ndarray) -> np.ndarray:
         """[A] sums of the nodes' values `step` [Q] along each sequence."""

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.distill import catalogue
-from src.distill.catalogue import catalogue_terms, plain_terms
+from src.student import catalogue
+from src.student.catalogue import catalogue_terms, plain_terms
+from src.student.losses import propensity as propensity_of
 
 
 def random_case(
@@ -104,6 +105,89 @@ def test_gradients_against_finite_differences() -> None:
         assert gradient[b, j].item() == pytest.approx(
             (total(scores + step) - total(scores - step)) / 2e-6, abs=1e-6
         )
+
+
+def naive_dro(scores, columns, ps, beta):
+    """Each term on its own, in extended precision."""
+    s, ps = scores.astype(np.longdouble), ps.astype(np.longdouble)
+    out = np.empty(columns.shape)
+    for b in range(columns.shape[0]):
+        for k in range(columns.shape[1]):
+            i = columns[b, k]
+            a = s[b] ** 2 * ps / beta
+            a[i] = (s[b, i] - 1) ** 2 * ps[i] / beta
+            top = a.max()
+            out[b, k] = float(top + np.log(np.exp(a - top).sum()))
+    return out
+
+
+def dro_case(dtype, scale, beta=1.0):
+    rng = np.random.default_rng(int(scale * 10))
+    scores = (rng.normal(size=(6, 40)) * scale).astype(dtype)
+    columns = np.stack([rng.permutation(40)[:5] for _ in range(6)])
+    columns[:, 0] = np.abs(scores).argmax(1)  # an item that may hold nearly all of Z
+    ps = propensity_of(rng.integers(0, 500, size=40)).astype(dtype)
+    return scores, columns, ps, beta
+
+
+FORMS = pytest.mark.parametrize("form", [catalogue_terms, plain_terms])
+
+
+@FORMS
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 12.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-6)])
+def test_dro_terms_match_the_naive_sum(form, dtype, tolerance, scale, beta):
+    scores, columns, ps, beta = dro_case(dtype, scale, beta)
+    terms = form(torch.tensor(scores), torch.tensor(columns), propensity=torch.tensor(ps), beta=beta).dro
+    assert terms.dtype == (torch.float64 if dtype is np.float64 else torch.float32)
+    np.testing.assert_allclose(terms, naive_dro(scores, columns, ps, beta), rtol=tolerance, atol=tolerance)
+
+
+@FORMS
+@pytest.mark.parametrize("logit", [14.0, 60.0, 300.0])
+def test_dro_terms_where_the_target_dominates(form, logit):
+    scores = np.zeros((1, 20), np.float32)
+    scores[0, 3] = logit
+    ps = np.full(20, 0.7, np.float32)
+    columns = np.array([[3, 4]])
+    leaf = torch.tensor(scores, requires_grad=True)
+    terms = form(leaf, torch.tensor(columns), propensity=torch.tensor(ps)).dro
+    expected = naive_dro(scores, columns, ps, 1.0)
+    np.testing.assert_allclose(terms.detach(), expected, rtol=1e-6)
+    terms.sum().backward()
+    assert leaf.grad.isfinite().all()
+    # By hand: without item 3 the rest are 19 e^0, beside e^{(logit-1)^2 0.7}.
+    assert expected[0, 0] == pytest.approx(np.logaddexp(np.log(19.0), (logit - 1) ** 2 * np.float32(0.7)))
+
+
+@pytest.mark.parametrize("scale", [0.5, 6.0])
+def test_dro_gradient_matches_finite_differences(scale):
+    scores, columns, ps, beta = dro_case(np.float64, scale)
+    leaf = torch.tensor(scores, requires_grad=True)
+    c, p = torch.tensor(columns), torch.tensor(ps)
+    f = lambda s: plain_terms(s, c, propensity=p, beta=beta).dro  # noqa: E731
+    assert torch.autograd.gradcheck(f, (leaf,), eps=1e-6, atol=1e-5)
+    gradients = [
+        weighted_gradient(form, leaf.detach(), c, p, False) for form in (catalogue_terms, plain_terms)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+@FORMS
+@pytest.mark.parametrize("scale", [0.5, 12.0])
+def test_dro_gradient_in_float32_is_that_of_float64(form, scale):
+    scores, columns, ps, beta = dro_case(np.float64, scale)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = torch.tensor(scores, dtype=dtype, requires_grad=True)
+        weights = torch.arange(1.0, 6.0, dtype=dtype)
+        p = torch.tensor(ps, dtype=dtype)
+        (form(leaf, torch.tensor(columns), propensity=p, beta=beta).dro * weights).sum().backward()
+        gradients.append(leaf.grad.double())
+    torch.testing.assert_close(
+        gradients[1], gradients[0], rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max())
+    )
 
 
 def test_a_second_backward_is_refused_not_wrong() -> None:

@@ -4,6 +4,11 @@ B batch, N items, M chosen columns per sample. The recommendation loss, the rank
 terms of target and candidates all need values at a few columns, and sums over the catalogue. Taken one by one,
 each costs passes over [B, N] in both directions (17,408 items, batch 256: 18 MB each). Here the rows are
 worked on in pieces that stay in the processor's cache, and the gradient of the sums is prepared on the way.
+
+DROS's robust term of an item i (Yang et al., WWW 2023; DLLM2Rec's L_dro), with a_j = s_j^2 ps_j / beta and
+b_i = (s_i - 1)^2 ps_i / beta, is l(i) = log(sum over j != i of exp(a_j), + exp(b_i)). exp(a_i) may be subtracted
+from the whole sum only where it is at most half of it: the one item per row that can hold more is summed around
+(in float32 the difference is 0 for a target's score of 14, and its log -inf).
 """
 
 from __future__ import annotations
@@ -12,8 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from src.student.losses import dro_terms
 
 _CACHED = 2**19  # elements of a piece: 2 MiB of float32
 
@@ -24,7 +27,7 @@ class CatalogueTerms(NamedTuple):
     Attributes:
         values: [B, M] scores at the chosen columns.
         log_z: [B] logsumexp of the scores, or None.
-        dro: [B, M] `student.losses.dro_terms` at the chosen columns, or None.
+        dro: [B, M] DRO terms of the chosen columns, or None.
     """
 
     values: Tensor
@@ -56,6 +59,11 @@ def catalogue_terms(
     return CatalogueTerms(values, total if log_z else None, dro if scale is not None else None)
 
 
+def in_full_precision(scores: Tensor) -> Tensor:
+    """Scores whose sums over the catalogue can be taken: those need more than the 8 bits of bfloat16."""
+    return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+
+
 def plain_terms(
     scores: Tensor,
     columns: Tensor,
@@ -65,8 +73,18 @@ def plain_terms(
     beta: float = 1.0,
 ) -> CatalogueTerms:
     """The same from separate operations: for torch.compile, which fuses them itself, and for tests."""
-    dro = None if propensity is None else dro_terms(scores, columns, propensity.to(scores.dtype), beta)
-    return CatalogueTerms(scores.gather(1, columns), scores.logsumexp(dim=1) if log_z else None, dro)
+    values, dro = scores.gather(1, columns), None
+    if propensity is not None:
+        scale = (propensity / beta).to(scores.dtype)
+        a = scores.square() * scale
+        a_top, top = a.max(dim=1, keepdim=True)
+        rest = a.scatter(1, top, float("-inf")).logsumexp(dim=1, keepdim=True)
+        whole, is_top = torch.logaddexp(rest, a_top), columns == top
+        # For the top itself any value with a finite gradient.
+        log_share = torch.where(is_top, -1.0, a.gather(1, columns) - whole)
+        without = torch.where(is_top, rest, whole + torch.log1p(-log_share.exp()))
+        dro = torch.logaddexp(without, (values - 1).square() * scale[columns])
+    return CatalogueTerms(values, scores.logsumexp(dim=1) if log_z else None, dro)
 
 
 class _Terms(torch.autograd.Function):
