@@ -23,6 +23,8 @@ done
 stage() { "${ANYO_PYTHON_BIN}" -m "src.exp.$1" "${@:2}"; }
 wanted() { [[ ${parts} == *,$1,* ]]; }
 
+# Rows of the table that contradict the overrides are found now, not after hours.
+stage run_eval_all compare=study "student=${students%%,*}" "$@" dry_run=true
 stage run_teacher "${common[@]}"
 for teacher in sasrec knn markov popularity; do
   stage run_teacher "teacher=${teacher}" skip_if_done=true teacher.seed=1 ${others[@]+"${others[@]}"}
