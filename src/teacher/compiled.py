@@ -15,9 +15,8 @@ from src.core.logging import get_logger
 from src.teacher.gating import GateControl
 from src.teacher.llm import find_blocks
 
-_VARIANTS = (
-    32  # more of them than a teacher has: beyond the limit (8 by default) blocks silently run as they are
-)
+# More than a teacher has: beyond the limit (8 by default) blocks would silently run as they are.
+_VARIANTS = 32
 log = get_logger(__name__)
 
 

@@ -126,17 +126,18 @@ class PromptTokens:
         self.tokenizer = tokenizer
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
         self.start: list[int] = [] if bos is None else [bos]
+        self._anchors = {text: self._ids(text) for text in (":", "\n")}
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def of(self, text: str, first: bool = False, after: str = ":") -> list[int]:
-        """Ids of a piece as it is tokenised inside a text behind `after` (`first`: at its start)."""
+        """Ids of a piece as it is tokenised inside a text behind `after`, ":" or a new line (`first`: at its start)."""
         text = text.rstrip(" ")
         if first or not text:
             return self._ids(text) if text else []
         # Tokenizers of the SentencePiece family put a space before a text that stands alone.
-        joined, anchor = self._ids(after + text), self._ids(after)
+        joined, anchor = self._ids(after + text), self._anchors[after]
         n = len(anchor)
         return joined[n:] if joined[:n] == anchor else self._ids(text)
 
@@ -176,14 +177,10 @@ class PromptBuilder:
         self._end = tokens.of(config.end) + ([] if eos is None else [eos])
         self._frame_end = [] if chat is None else tokens.of(chat.after)
         # An assistant that begins a new line begins it with the title, without a space.
-        opened = chat is not None and chat.after.endswith("\n")
-        answer = {"after": "\n"} if opened else {}
+        space, after = ("", "\n") if chat is not None and chat.after.endswith("\n") else (" ", ":")
         self._answers = [
             np.empty(0, np.int64),
-            *(
-                np.array(tokens.of(t if opened else " " + t, **answer) + self._end, np.int64)
-                for t in self.titles[1:]
-            ),
+            *(np.array(tokens.of(space + t, after=after) + self._end, np.int64) for t in self.titles[1:]),
         ]
         self._separator = np.array(tokens.of(config.separator), np.int64)
         self._train = [_Wording(t, tokens, chat) for t in config.train]
