@@ -175,8 +175,13 @@ def _contradictions() -> Iterator[Case]:
     )
     yield _case(
         "candidates without a mask for trees",
-        {"teacher.llm.attention": "flash_attention_2"},
+        {"teacher.llm.attention": "flash_attention_2", "teacher.train.show_answers": 0},
         "teacher.llm.attention: found flash_attention_2 with eval.candidates and objective.lm > 0",
+    )
+    yield _case(
+        "answers shown without a mask to generate",
+        {"teacher.llm.attention": "flash_attention_2"},
+        "train.show_answers: found 4 with llm.attention=flash_attention_2, expected 0 (or sdpa)",
     )
     yield _case(
         "metrics that eval does not give",

@@ -126,8 +126,8 @@ def test_tokens_of_an_export_by_method(monkeypatch) -> None:
         config = replace(settings.teacher, export=replace(settings.teacher.export, ranking=ranking))
         training, found[ranking] = duration._llm_seconds(settings, config, shape, sizes, 7)
     assert found == {"hidden": 7 * 2 * 168, "rerank": 7 * 2 * (168 + 240), "exact": 7 * 2 * (168 + 600)}
-    # 12,000 x 4 samples; 15 refreshes of 50 titles; 8 validations of 1,000; 3 x 6,000 texts of pre-training
-    assert training == 2 * (48000 * 168 * 3 + 15 * 50 * 18 + 8000 * 168 + 18000 * 168 * 4)
+    # 12,000 x 4 samples; 15 refreshes of 50 titles; 8 validations of 1,000; 4 x 6,000 texts of pre-training
+    assert training == 2 * (48000 * 168 * 3 + 15 * 50 * 18 + 8000 * 168 + 24000 * 168 * 4)
 
 
 def test_forecast_by_hand() -> None:
