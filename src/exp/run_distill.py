@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def work(settings: Settings, run: Run) -> float | None:
+    from src.core.artifacts import fingerprint
     from src.core.candidates import load_candidates
     from src.core.data_utils import load_dataset
     from src.core.teacher_store import TeacherStore
@@ -34,7 +35,8 @@ def work(settings: Settings, run: Run) -> float | None:
             settings.eval,
             seed=settings.seed,
             folder=folder,
-            fingerprint=settings.distill_fp,
+            # A store exported anew may come from a teacher trained anew: no checkpoint mixes the two.
+            fingerprint=f"{settings.distill_fp}/{fingerprint(store.manifest.get('weights'))}",
             run=run,
             selection=selected_samples(settings, data),
         )

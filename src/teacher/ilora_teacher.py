@@ -130,6 +130,11 @@ class IloraTeacher:
         if config.llm.compile:
             compile_blocks(self.model.llm, self.model.gates)
 
+    def given(self) -> dict[str, Any]:
+        """Weights that it starts from and no fingerprint holds: a checkpoint goes on with the same only."""
+        llm = {f"llm {name}": value for name, value in self.llm_identity.items()}
+        return llm | {"encoder weights": self.encoder.weights}
+
     def learnable_ids(self) -> np.ndarray:
         return self.data.splits["train"] if self.subset is None else self.subset
 
@@ -224,7 +229,7 @@ class IloraTeacher:
             self.fingerprint,
             self.accelerator,
             run,
-            self.llm_identity,
+            self.given(),
         )
         done = trainer.fit()
         fields = {

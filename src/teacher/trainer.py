@@ -69,7 +69,7 @@ class TeacherTrainer:
         train_ids, valid_ids: sample ids to train on and to choose the best step by.
         folder: place of the checkpoint; training goes on from the one that lies there.
         fingerprint: what this training computes; a checkpoint of another one is refused.
-        llm: identity of the LLM's weights, which no fingerprint holds; a checkpoint made with another is refused.
+        same: what else a checkpoint must have been made with, such as weights that no fingerprint holds.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class TeacherTrainer:
         fingerprint: str,
         accelerator: Accelerator,
         run: Run | None = None,
-        llm: Mapping[str, Any] | None = None,
+        same: Mapping[str, Any] | None = None,
     ):
         self.config, self.train, self.model, self.source = config, config.train, model, source
         self.train_ids, self.valid_ids, self.run = train_ids, valid_ids, run
         self.path, self.fingerprint, self.accelerator = folder / "checkpoint.pt", fingerprint, accelerator
-        self.same: dict[str, Any] = {f"llm {name}": value for name, value in (llm or {}).items()}
+        self.same: dict[str, Any] = dict(same or {})
         if config.batch_norm:  # each process normalises its own micro-batches and averages the statistics
             self.same["number of processes"] = accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(train_ids) / self.train.batch_size)

@@ -30,7 +30,7 @@ def trainer_of(teacher: IloraTeacher, folder: Path, samples: int = 32, **other) 
         "folder": folder,
         "fingerprint": "x",
         "accelerator": teacher.accelerator,
-        "llm": teacher.llm_identity,
+        "same": teacher.given(),
     }
     return TeacherTrainer(teacher.config, teacher.model, teacher.source, **(arguments | other))
 
@@ -168,6 +168,17 @@ def test_a_resume_with_another_llm_is_refused(make_config, demo_data, teacher_ro
     line = str(e.value)
     was, now = before.llm_identity["weights"], after.llm_identity["weights"]
     assert was != now and f"llm weights {was!r}" in line and f"expected {now!r}" in line and "\n" not in line
+
+
+def test_a_resume_with_an_encoder_trained_anew_is_refused(make_config, demo_data, teacher_roots, tmp_path):
+    teacher = untrained(make_config(), demo_data)
+    trainer = trainer_of(teacher, tmp_path)
+    trainer.model.train()
+    trainer._step(0)
+    trainer._save()
+    was, teacher.encoder.weights = teacher.encoder.weights, "0" * 64
+    with pytest.raises(UserError, match=f"encoder weights '{was}'; expected '{'0' * 64}'"):
+        trainer_of(teacher, tmp_path)._resume()
 
 
 @pytest.mark.parametrize("gate", ["resnet1d", "linear"])
