@@ -30,8 +30,8 @@ def find_trials(stage: str, wanted: list[str], metric: str) -> pd.DataFrame:
         if (fields["state"], fields["stage"]) != ("completed", stage):
             continue
         overrides = yaml.safe_load((status.parent / ".hydra" / "overrides.yaml").read_text())
-        if not set(wanted) <= set(overrides):
-            continue
+        if not set(wanted) <= set(overrides) or any(o.startswith("distill.control=") for o in overrides):
+            continue  # another sweep, or a study's control, which is nobody's candidate
         rest = [o for o in overrides if o not in wanted and not o.startswith((*_SHARED, "seed="))]
         metrics = read_object(status.parent / "metrics" / "metrics.json")
         times = read_object(status.parent / "metrics" / "time.json")

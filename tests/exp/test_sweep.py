@@ -41,6 +41,8 @@ def test_trials_are_listed_by_validation(
 ) -> None:
     assert stage("run_student_baseline", *GRID, "seed=1,2").code == 0
     assert stage("run_student_baseline", *TINY, "student=gru4rec", "seed=1").code == 0
+    control = ("student.lr=0.02", "distill.control=shuffle_rankings")  # of a study: nobody's candidate
+    assert stage("run_student_baseline", *TINY, *control, "seed=1").code == 0
     shared = list(TINY)
     table = trials.find_trials("student_baseline", shared, "NDCG@10")
     assert list(table["overrides"].str.contains("gru4rec")).count(True) == 1
