@@ -32,7 +32,8 @@ from src.core.config import build_or_raise
 from src.core.data_utils import DatasetConfig, load_dataset
 from src.core.logging import get_logger, setup_logging
 from src.core.paths import CONF
-from src.core.teacher_store import StoreWriter, TeacherRows
+from src.core.store_writer import StoreWriter
+from src.core.teacher_store import TeacherRows
 from src.teacher.config import IloraConfig, build_teacher_config
 from src.teacher.config_llm import LLMConfig
 

@@ -19,7 +19,8 @@ from src.core.artifacts import now, writing
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.git_info import git_info
-from src.core.teacher_store import StoreWriter, TeacherRows, TeacherStore, check_embeddings, locate
+from src.core.store_writer import StoreWriter
+from src.core.teacher_store import TeacherRows, TeacherStore, check_embeddings, locate
 
 RANKS, DISTANCES, EMBEDDINGS = "myrank_train.txt", "confidence_train.txt", "all_embeddings.pt"
 

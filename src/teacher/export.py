@@ -22,7 +22,8 @@ from src.core.git_info import git_info
 from src.core.logging import get_logger
 from src.core.run import Run, Stopwatch
 from src.core.seed import numpy_stream
-from src.core.teacher_store import StoreWriter, TeacherStore, discard_partial, locate
+from src.core.store_writer import StoreWriter, discard_partial
+from src.core.teacher_store import TeacherStore, locate
 from src.teacher.config import ExportConfig, TeacherConfig
 from src.teacher.factory import build_teacher
 from src.teacher.folds import split_folds

@@ -1,6 +1,6 @@
 """What a teacher is: anything that ranks the catalogue for samples and has one vector per item.
 
-`exp.run_teacher` calls `prepare`, then `rank` shard by shard through `core.teacher_store.StoreWriter`,
+`exp.run_teacher` calls `prepare`, then `rank` shard by shard through `core.store_writer.StoreWriter`,
 then `item_embeddings`. A teacher owns its training and its artifacts; it never writes the store itself.
 """
 

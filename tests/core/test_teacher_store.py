@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from src.core.artifacts import lock, sha256_file, write_manifest
 from src.core.errors import UserError
-from src.core.teacher_store import StoreWriter, TeacherRows, TeacherStore, check_embeddings, locate
+from src.core.store_writer import StoreWriter
+from src.core.teacher_store import TeacherRows, TeacherStore, check_embeddings, locate
 
 N_ITEMS, TOP_K, SHARD = 50, 7, 8
 SPLITS = {"train": np.arange(100, 160, 2), "valid": np.arange(161, 175), "test": np.arange(300, 303)}

@@ -15,7 +15,8 @@ from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
 from src.core.metrics import EvalConfig
 from src.core.paths import CONF, ROOT
-from src.core.teacher_store import StoreWriter, TeacherRows, TeacherStore
+from src.core.store_writer import StoreWriter
+from src.core.teacher_store import TeacherRows, TeacherStore
 from src.distill.config import ActiveConfig, DistillConfig
 from src.student.config import StudentConfig
 

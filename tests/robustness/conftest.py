@@ -14,7 +14,8 @@ import pytest
 from src.core.artifacts import write_manifest
 from src.core.data_utils import DatasetConfig, InteractionData, load_dataset
 from src.core.paths import processed_dir
-from src.core.teacher_store import StoreWriter, TeacherRows, TeacherStore
+from src.core.store_writer import StoreWriter
+from src.core.teacher_store import TeacherRows, TeacherStore
 from tests.conftest import make_dataset_config
 from tests.exp.conftest import stage  # noqa: F401  (a fixture)
 

@@ -361,21 +361,19 @@ def test_a_store_whose_embeddings_cannot_be_written_keeps_its_shards(
     tmp_path: Path, artifacts: Artifacts, monkeypatch
 ) -> None:
     """The costly part of an export, the ranking, is not repeated after a failure at the end."""
-    from src.core import teacher_store
+    from src.core import store_writer
 
     ranked: list[int] = []
-    real = teacher_store.StoreWriter.export
+    real = store_writer.StoreWriter.export
 
     def counting(self, split, ids, rank, *args, **kwargs):
         done = real(self, split, ids, rank, *args, **kwargs)
         ranked.append(done)
         return done
 
-    monkeypatch.setattr(teacher_store.StoreWriter, "export", counting)
+    monkeypatch.setattr(store_writer.StoreWriter, "export", counting)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            teacher_store, "check_embeddings", lambda *a: (_ for _ in ()).throw(OSError(28, "full"))
-        )
+        patch.setattr(store_writer, "check_embeddings", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
         with pytest.raises(OSError):
             make_store(tmp_path / "store", artifacts.data)
     first = sum(ranked)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from src.core import teacher_store
+from src.core import store_writer
 from src.core.artifacts import sha256_file, write_manifest
 from src.core.data_utils import InteractionData
 from src.core.errors import Interrupted, UserError
@@ -312,7 +312,7 @@ class TestRefusals:
         config = compose_teacher(*KNN)
         whole, _ = fill_store(config, demo_data, tmp_path / "whole", None)
         name, calls = ("save_npy", 22) if where == "shard" else ("publish", 12)
-        real, seen = getattr(teacher_store, name), []
+        real, seen = getattr(store_writer, name), []
 
         def full(*args, **kwargs):
             seen.append(args)
@@ -322,7 +322,7 @@ class TestRefusals:
 
         if where == "finish":  # the shards are done; the joined store does not fit
             calls = sum(1 for s in demo_data.splits.values() for _ in range(0, len(s), 100))
-        monkeypatch.setattr(teacher_store, name, full)
+        monkeypatch.setattr(store_writer, name, full)
         with pytest.raises(UserError, match=r"no space left for .*finished shards are kept"):
             fill_store(config, demo_data, tmp_path / "fp", None)
         monkeypatch.undo()
@@ -414,7 +414,7 @@ def test_rows_do_not_depend_on_the_shards(trained, demo_data, tmp_path):
 
 
 def test_the_store_is_closed_to_rows_of_others(tmp_path):
-    writer = teacher_store.StoreWriter(tmp_path / "s", 9, "distance", 4)
+    writer = store_writer.StoreWriter(tmp_path / "s", 9, "distance", 4)
 
     def swapped(ids):
         return TeacherRows(ids[::-1].copy(), np.tile(np.int32([1, 2]), (len(ids), 1)), np.zeros((len(ids), 2), np.float32), np.zeros(len(ids), np.float32))  # fmt: skip

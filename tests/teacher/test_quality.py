@@ -18,7 +18,8 @@ from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.paths import CONF
-from src.core.teacher_store import StoreWriter, TeacherRows, TeacherStore
+from src.core.store_writer import StoreWriter
+from src.core.teacher_store import TeacherRows, TeacherStore
 from src.distill.kd_losses import confidence_weights, scale_distances, weight_entropy
 from src.student.config import StudentConfig
 from src.teacher import quality
