@@ -38,6 +38,7 @@ from src.teacher.samples import SampleSource
 from src.teacher.team import Team
 from src.teacher.tiny_llm import tiny_llm_folder
 from src.teacher.trainer import TeacherTrainer
+from src.teacher.watch import check_reading
 
 log = get_logger(__name__)
 
@@ -127,6 +128,7 @@ class IloraTeacher:
         counts = np.bincount(data.targets(self.learnable_ids()), minlength=data.n_items + 1)
         self.model = IloraModel(config, llm, self.encoder.item_table(), torch.from_numpy(counts))
         self.model.to(self.accelerator.device)
+        check_reading(self.model)
         if config.llm.compile:
             compile_blocks(self.model.llm, self.model.gates)
 

@@ -128,6 +128,10 @@ def _refusal(config: LLMConfig, shown: str, error: Exception) -> UserError:
     while cause is not None:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, ValueError) and "attention implementation" in str(error):
+        return UserError(
+            f"{shown} has no teacher.llm.attention={config.attention}", "eager", "teacher.llm.attention"
+        )
     if config.kind != "hub":
         return UserError(
             f"{shown} cannot be loaded: {str(error)[:300]}",
@@ -222,7 +226,7 @@ def add_lora(model: nn.Module, lora: LoraSettings) -> PeftModel:
     """Wrap the frozen model with plain LoRA layers; the seed of A is PyTorch's global generator.
 
     Raises:
-        UserError: a configured target does not exist.
+        UserError: a configured target does not exist, or peft has no LoRA for this family.
     """
     found = find_targets(model)
     targets = list(lora.targets) if lora.targets else found
@@ -231,22 +235,32 @@ def add_lora(model: nn.Module, lora: LoraSettings) -> PeftModel:
             raise UserError(
                 f"the LLM has no linear {target!r}", f"some of {', '.join(found)}", "teacher.lora.targets"
             )
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=targets,
-            bias="none",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
-        ),
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        bias="none",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )
+    try:
+        return get_peft_model(model, settings)
+    except ValueError as e:  # some linears of recurrent blocks
+        raise UserError(
+            f"no LoRA for this LLM: {e}", "linears that peft adapts", "teacher.lora.targets"
+        ) from e
 
 
 def token_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Vocabulary logits of final hidden states [M, H] -> [M, V], in float32."""
+    """Vocabulary logits of final hidden states [M, H] -> [M, V], in float32.
+
+    `watch.check_reading` finds the models whose head does something else.
+    """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     logits = base.get_output_embeddings()(hidden).float()
-    cap = getattr(base.config, "final_logit_softcapping", None)
+    if divisor := getattr(base.config, "logits_scaling", None):  # Granite
+        logits = logits / divisor
+    if factor := getattr(base.config, "logit_scale", None):  # Cohere
+        logits = logits * factor
+    cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2
     return torch.tanh(logits / cap) * cap if cap else logits

@@ -19,8 +19,9 @@ from src.teacher.matching import match_title
 from src.teacher.prompts import PLACEHOLDER, Example, collate
 from src.teacher.ranking.base import Context, fits, prompt_batches
 from src.teacher.ranking.beams import BeamState, Front
+from src.teacher.ranking.fitness import refuse_unfit
 from src.teacher.ranking.hidden import catalogue_scores, item_vectors
-from src.teacher.ranking.prefix import SharedPrefix, refuse_unfit
+from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import TitleTree, title_tokens, tree_scores
 
 _SHOWN = 8  # generated answers kept for people
@@ -53,7 +54,7 @@ def by_item_scores(context: Context, candidates: CandidateSet) -> Choices:
 @torch.no_grad()
 def _listed(context: Context, candidates: CandidateSet) -> dict[str, Choices]:
     model, builder, ids = context.model, context.source.builder, candidates.sample_ids
-    refuse_unfit(model, "rerank")
+    refuse_unfit(context, "rerank")
     answers = title_tokens(builder)
     limit = max(map(len, answers))
     tokenizer = builder.tokens.tokenizer
@@ -95,7 +96,7 @@ def _listed(context: Context, candidates: CandidateSet) -> dict[str, Choices]:
 def _unlisted(context: Context, candidates: CandidateSet) -> dict[str, Choices]:
     """All draws of a sample share its prompt: the union of their candidates is one tree."""
     model, builder, ids = context.model, context.source.builder, candidates.sample_ids
-    refuse_unfit(model, "rerank")
+    refuse_unfit(context, "rerank")
     answers = title_tokens(builder)
     limit = max(map(len, answers))
     examples = [builder.build(h, reserve=limit) for h in context.source.data.histories(ids)]
@@ -122,7 +123,7 @@ def write_answers(context: Context, sample_ids: np.ndarray) -> tuple[Written, ..
         context: with the model in eval mode.
     """
     model, source, builder = context.model, context.source, context.source.builder
-    refuse_unfit(model, "generation")
+    refuse_unfit(context, "generation")
     tokenizer, limit = builder.tokens.tokenizer, max(map(len, title_tokens(builder)))
     histories, targets = source.data.histories(sample_ids), source.data.targets(sample_ids)
     examples = []

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.teacher.ilora_model import IloraModel
+from src.teacher.llm import backbone, token_logits
 from src.teacher.prompts import Batch
+
+_ROUNDING = 0.03  # of the largest logit: bfloat16 all the way
 
 
 @dataclass
@@ -108,4 +111,30 @@ def check_adapter(model: IloraModel, batch: Batch, h_seq: Tensor, hybrid: bool) 
             "the adapter has no effect: the LLM's states are equal with and without it",
             "a trained adapter",
             "teacher.train (lr, epochs, precision), and train again",
+        )
+
+
+@torch.no_grad()
+def check_reading(model: IloraModel) -> None:
+    """Raise UserError unless input vectors, transformer and head, taken one by one, say what the LLM says itself.
+
+    Some families scale logits or embeddings in places of their own, or read token ids beside the vectors.
+    """
+    if model.bidirectional:
+        return
+    training = model.training
+    model.eval()
+    ids = torch.arange(min(8, model.llm.get_input_embeddings().weight.shape[0]), device=model.device)[None]
+    with model.gates.uniform():
+        own = model.llm(input_ids=ids, use_cache=False).logits[0].float()
+        vectors = model.llm.get_input_embeddings()(ids)
+        states = backbone(model.llm)(inputs_embeds=vectors, use_cache=False).last_hidden_state[0]
+    model.train(training)
+    apart = token_logits(model.llm, states)
+    off, scale = float((own - apart).abs().max()), float(own.abs().max())
+    if not off <= _ROUNDING * scale:
+        raise UserError(
+            f"the LLM's own logits and those of its parts differ by {off:.3g} (of {scale:.3g})",
+            "a causal LM whose head is linear, with at most a known scale or cap",
+            "teacher.llm.path (or src/teacher/llm.py: token_logits)",
         )

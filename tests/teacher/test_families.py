@@ -22,6 +22,7 @@ from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.rerank import RerankRanker
 from src.teacher.ranking.tree import TitleTree, naive_scores, title_tokens, tree_scores
 from src.teacher.tiny_llm import train_tokenizer
+from src.teacher.watch import check_reading
 from tests.teacher.conftest import compose_teacher
 
 LLAMA = {
@@ -64,6 +65,20 @@ FAMILIES = {
         "Qwen3Config", "Qwen3ForCausalLM", LLAMA | {"head_dim": 16}, SEVEN, {"eos_token": "</s>"}
     ),
     "gemma": Family("GemmaConfig", "GemmaForCausalLM", LLAMA | {"head_dim": 16}, SEVEN),
+    # Windows shorter than any prompt: in all layers, and in every other one.
+    "mistral": Family("MistralConfig", "MistralForCausalLM", LLAMA | {"sliding_window": 8}, SEVEN),
+    "gemma3_text": Family(
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        LLAMA | {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        SEVEN,
+    ),
+    "granite": Family(  # scales embeddings and logits
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        LLAMA | {"embedding_multiplier": 3.0, "logits_scaling": 4.0},
+        SEVEN,
+    ),
     "opt": Family(
         "OPTConfig",
         "OPTForCausalLM",
@@ -105,6 +120,29 @@ FAMILIES = {
     ),
 }
 CAUSAL = [f for f in FAMILIES if f != "bert"]
+# Trained like the others, and refused where titles share a prompt.
+WITHOUT_TREES = {
+    "bloom": Family(  # positions from the mask, which has one row per text
+        "BloomConfig",
+        "BloomForCausalLM",
+        {"hidden_size": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.2},
+        set(),
+    ),
+    "gpt_neo": Family(  # a window over the cache's columns, by a mask of its own
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "max_position_embeddings": 256,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+            "initializer_range": 0.2,
+        },
+        set(),
+    ),
+}
 
 
 def write_family(family: Family, folder: Path, data) -> Path:
@@ -127,7 +165,7 @@ def folder_of(tmp_path_factory, demo_data):
 
     def make(name: str) -> Path:
         if name not in made:
-            made[name] = write_family(FAMILIES[name], root / name, demo_data)
+            made[name] = write_family((FAMILIES | WITHOUT_TREES)[name], root / name, demo_data)
         return made[name]
 
     return make
@@ -297,6 +335,31 @@ def test_a_bidirectional_llm_neither_writes_nor_reranks(trained_of, folder_of, m
     context = Context(teacher.model, teacher.source, teacher.config.export, True, 1)
     with pytest.raises(UserError, match="ranking=rerank with a bidirectional LLM; expected hidden"):
         RerankRanker(context)
+
+
+@pytest.mark.parametrize("name", WITHOUT_TREES)
+def test_an_llm_that_reads_no_trees_says_so_and_ranks_without_them(
+    name, folder_of, make_config, demo_data, teacher_roots
+):
+    with pytest.raises(UserError, match="has no teacher.llm.attention=sdpa; expected eager"):
+        teacher_of(folder_of(name), make_config, demo_data).prepare(None)
+    teacher = teacher_of(
+        folder_of(name), make_config, demo_data, "teacher.llm.attention=eager", "teacher.objective.lm=0"
+    )
+    teacher.prepare(None)
+    context = Context(teacher.model, teacher.source, teacher.config.export, True, 1)
+    with pytest.raises(UserError, match=rf"rerank: the LLM \({name}\) .* tree of titles .*; expected hidden"):
+        RerankRanker(context)
+    ids = demo_data.splits["test"][:4]
+    teacher.rank("test", ids, 10).check(demo_data.n_items, teacher.score_kind, "test")
+
+
+def test_a_head_that_is_not_read_as_the_llm_reads_it_is_refused(trained_of, monkeypatch):
+    _, teacher, _ = trained_of("llama")
+    check_reading(teacher.model)
+    monkeypatch.setattr(teacher.model.llm.get_base_model().config, "logit_scale", 2.0, raising=False)
+    with pytest.raises(UserError, match="own logits and those of its parts differ by"):
+        check_reading(teacher.model)
 
 
 def test_targets_by_name_and_an_unknown_one(folder_of):

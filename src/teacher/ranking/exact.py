@@ -8,7 +8,8 @@ import torch
 from src.core.teacher_store import TeacherRows
 from src.teacher.prompts import collate
 from src.teacher.ranking.base import Context, best_rows, fits, prompt_batches
-from src.teacher.ranking.prefix import SharedPrefix, refuse_unfit
+from src.teacher.ranking.fitness import refuse_unfit
+from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import TitleTree, title_tokens, tree_scores
 
 
@@ -16,7 +17,7 @@ class ExactRanker:
     """One prefill per sample, then the catalogue in pieces of at most `teacher.export.tree_tokens` tokens."""
 
     def __init__(self, context: Context):
-        refuse_unfit(context.model, "exact")
+        refuse_unfit(context, "exact")
         self.context = context
         self.titles = title_tokens(context.source.builder)
         self.longest = max(map(len, self.titles))

@@ -17,7 +17,8 @@ from src.teacher.fillers import top_k
 from src.teacher.prompts import collate
 from src.teacher.ranking.base import Context, fits, not_finite, prompt_batches
 from src.teacher.ranking.beams import BeamState, Front
-from src.teacher.ranking.prefix import SharedPrefix, refuse_unfit
+from src.teacher.ranking.fitness import refuse_unfit
+from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import title_tokens
 
 
@@ -42,7 +43,7 @@ class GroundingRanker:
     """
 
     def __init__(self, context: Context):
-        refuse_unfit(context.model, "grounding")
+        refuse_unfit(context, "grounding")
         self.context, self.builder, export = context, context.source.builder, context.export
         title_tokens(self.builder)
         self.embedder = TextEmbedder(context.model, self.builder, export.embedding, export.batch_size)

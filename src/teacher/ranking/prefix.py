@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from src.core.errors import UserError
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import backbone, token_logits
 from src.teacher.prompts import Batch
@@ -39,7 +38,9 @@ class SharedPrefix:
         self.cache = DynamicCache()
         states = self._read(inputs_embeds=model.embed(batch, hybrid))
         self.last = states[torch.arange(len(batch), device=states.device), self.lengths - 1]
-        self._prompt = torch.arange(self.width, device=states.device)[None] < self.lengths[:, None]
+        columns = torch.arange(self.width, device=states.device)[None]
+        self._prompt = columns < self.lengths[:, None]
+        self._positions = columns.expand(len(batch), -1)  # [B, S] of what the cache holds
 
     def extend(self, tokens: Tensor, depth: Tensor, visible: Tensor) -> Tensor:
         """States [B, F, H] of further nodes, which stay in the cache behind those of earlier calls.
@@ -52,14 +53,37 @@ class SharedPrefix:
         """
         b, f = tokens.shape
         seen = torch.cat([self._prompt[:, None].expand(b, f, -1), visible], dim=2)
-        dtype = self.model.llm.get_input_embeddings().weight.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        mask.masked_fill_(~seen, torch.finfo(dtype).min)
+        positions = self.lengths[:, None] + depth
+        self._positions = torch.cat([self._positions, positions], dim=1)
         return self._read(
             inputs_embeds=self.model.llm.get_input_embeddings()(tokens),
-            attention_mask=mask[:, None],
-            position_ids=self.lengths[:, None] + depth,
+            attention_mask=self._masks(seen, positions),
+            position_ids=positions,
         )
+
+    def _masks(self, seen: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """What transformers takes as it is: one additive mask [B, 1, F, S + F], or one per kind of layer.
+
+        A layer with a sliding window sees the last `sliding_window` positions, itself included. The cache's
+        columns are no positions here, so that the model cannot cut its window itself.
+
+        Args:
+            seen: [B, F, S + F] bool; positions: [B, F] of the new nodes.
+        """
+        dtype = self.model.llm.get_input_embeddings().weight.dtype
+
+        def additive(seen: Tensor) -> Tensor:
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+        config = self.model.llm.get_base_model().config
+        kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+        if window is None or (kinds and "sliding_attention" not in kinds):
+            return additive(seen)
+        near = seen & (positions[:, :, None] - self._positions[:, None, :] < window)
+        if not kinds:  # all layers have it
+            return additive(near)
+        return {"full_attention": additive(seen), "sliding_attention": additive(near)}
 
     # A cache grows with every call, and each layer has its own: compiled code would be made for each of them.
     @torch.compiler.set_stance("force_eager")
@@ -73,22 +97,7 @@ class SharedPrefix:
         for layer in self.cache.layers:
             layer.keys = layer.keys[..., : self.width, :]
             layer.values = layer.values[..., : self.width, :]
-
-
-def refuse_unfit(model: IloraModel, ranking: str) -> None:
-    """Raise UserError for LLMs that cannot write, or cannot read a tree of titles."""
-    if model.bidirectional:
-        raise UserError(
-            f"teacher.export.ranking={ranking} with a bidirectional LLM", "hidden", "teacher.export.ranking"
-        )
-    base = model.llm.get_base_model()
-    attention = getattr(base.config, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
-        raise UserError(
-            f"teacher.llm.attention={attention} with teacher.export.ranking={ranking}",
-            "sdpa or eager: flash attention has no mask for trees",
-            "teacher.llm.attention",
-        )
+        self._positions = self._positions[:, : self.width]
 
 
 def log_probs(model: IloraModel, states: Tensor, row: Tensor, token: Tensor) -> Tensor:

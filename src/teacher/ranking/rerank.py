@@ -11,7 +11,8 @@ from src.core.teacher_store import TeacherRows
 from src.teacher.fillers import top_k
 from src.teacher.prompts import Example, collate
 from src.teacher.ranking.base import Context, best_rows, fits, prompt_batches
-from src.teacher.ranking.prefix import SharedPrefix, refuse_unfit
+from src.teacher.ranking.fitness import refuse_unfit
+from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import TitleTree, naive_scores, title_tokens, tree_scores
 
 _POOLS_AT_ONCE = 512
@@ -25,7 +26,7 @@ class RerankRanker:
     """
 
     def __init__(self, context: Context):
-        refuse_unfit(context.model, "rerank")
+        refuse_unfit(context, "rerank")
         self.context, self.builder = context, context.source.builder
         self.titles = title_tokens(self.builder)
         data, export = context.source.data, context.export

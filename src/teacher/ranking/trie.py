@@ -11,7 +11,8 @@ from src.core.teacher_store import TeacherRows
 from src.teacher.prompts import collate
 from src.teacher.ranking.base import Context, best_rows, fits, prompt_batches
 from src.teacher.ranking.beams import BeamState, Front
-from src.teacher.ranking.prefix import SharedPrefix, refuse_unfit
+from src.teacher.ranking.fitness import refuse_unfit
+from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import ROOT, TitleTree, title_tokens, tree_scores
 
 
@@ -37,7 +38,7 @@ class TrieRanker:
     """
 
     def __init__(self, context: Context):
-        refuse_unfit(context.model, "trie")
+        refuse_unfit(context, "trie")
         self.context, self.beams = context, context.export.beams
         self.titles = title_tokens(context.source.builder)
         tree = self.tree = TitleTree.of(self.titles[1:])
