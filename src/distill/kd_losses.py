@@ -86,7 +86,8 @@ def consistency(logits: Tensor, candidate_logits: Tensor, k: int) -> Tensor:
         logits: [B, N]; candidate_logits: [B, K] the same values at the teacher's candidates.
     """
     threshold = top_k_threshold(logits, k)
-    return (candidate_logits.detach() >= threshold[:, None]).to(logits.dtype) + FLOOR
+    found = candidate_logits.detach() >= threshold[:, None]
+    return found.to(torch.promote_types(logits.dtype, torch.float32)) + FLOOR
 
 
 def ranking_weights(

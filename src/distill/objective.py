@@ -165,10 +165,11 @@ class DistillObjective(Objective):
         log_z = rec.needs_log_z or c.rd_loss == "ce"
         dro = rec.needs_dro or c.alpha > 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and (log_z or dro)):
-            scores = in_full_precision(self.student.score(hidden, table, batch.history))
+            scores = self.student.score(hidden, table, batch.history)
         if not (log_z or dro):
             values = self.student.score_items(hidden, columns + 1, table, batch.history)
-            return scores, CatalogueTerms(values.to(scores.dtype), None, None), None
+            return scores, CatalogueTerms(values, None, None), None
+        scores = in_full_precision(scores)
         beta = rec.config.dros_beta if rec.needs_dro else c.beta
         propensity = rec.propensity if dro else None
         terms = catalogue_terms(scores, columns, log_z=log_z, propensity=propensity, beta=beta)
