@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def write_report(
     pairs: pd.DataFrame,
     slice_tables: dict[str, pd.DataFrame],
     among: Among | None = None,
+    verdicts: Sequence[str] = (),
 ) -> None:
     """`metrics/comparison.md`, the same tables as CSV, and the plots.
 
@@ -93,6 +95,7 @@ def write_report(
         pairs: paired differences.
         slice_tables: slices by metric.
         among: where models were asked about candidates.
+        verdicts: of `exp.verdict`.
     """
     sizes = {split: len(ids) for split, ids in data.splits.items()}
     text = [
@@ -100,6 +103,8 @@ def write_report(
         f"{data.n_items} items; samples: {sizes}.\n",
         notes(rows),
     ]
+    if verdicts:
+        text += ["\n## Does distillation help?\n", "\n".join(f"- {line}" for line in verdicts)]
     for convention, table in tables.items():
         text += [f"\n## Test, {convention.replace('_', ' ')}\n", markdown(_upright(table))]
         _csv(folder / "metrics" / f"table_{convention}.csv", table)

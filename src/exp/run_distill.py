@@ -42,6 +42,7 @@ def work(settings: Settings, run: Run) -> float | None:
         )
         run.write_times(distill_student_train_time=result.seconds)
         fields = {"store": str(store.folder), "note": store_note(store, data)}
+        fields["control"] = settings.distill.control
         return record_student(run, data, settings, student, result, candidates, **fields)
 
 

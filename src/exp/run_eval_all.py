@@ -17,6 +17,7 @@ def work(settings: Settings, run: Run) -> None:
     from src.core.candidates import load_candidates
     from src.core.data_utils import load_dataset
     from src.exp import candidate_table, compare, report
+    from src.exp.verdict import verdicts
 
     compare.check_variants(settings)
     data = load_dataset(settings.dataset)
@@ -33,7 +34,9 @@ def work(settings: Settings, run: Run) -> None:
             lines, data, candidates, settings.seed, settings.compare.draws
         )
         among = report.Among(candidates.items.shape, candidate_table.candidate_table(lines), found)
-    report.write_report(run.dir, rows, data, tables, pairs, sliced, among)
+    shown = "history_excluded" if settings.eval.exclude_history else "history_ranked"
+    said = verdicts(rows, pairs, metrics, shown)
+    report.write_report(run.dir, rows, data, tables, pairs, sliced, among, said)
     run.write_metrics(
         {
             "dataset": data.name,
@@ -47,10 +50,11 @@ def work(settings: Settings, run: Run) -> None:
     for row in rows:
         first = {**row.times(), **first}
     run.write_times(**first)
-    shown = "history_excluded" if settings.eval.exclude_history else "history_ranked"
     sys.stdout.write(f"\n{report.headline(tables[shown], metrics)}\n{report.notes(rows)}")
     if among is not None:
         sys.stdout.write(f"{among.title}:\n\n{report.markdown(among.table)}\n")
+    if said:
+        sys.stdout.write("Does distillation help?\n" + "".join(f"- {line}\n" for line in said) + "\n")
     sys.stdout.write(f"Everything: {run.dir}/metrics/comparison.md and {run.dir}/plots/\n")
 
 

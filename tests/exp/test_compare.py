@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from src.core.metrics import MISSED, EvalConfig
 from src.core.run import Run
 from src.exp import compare, report
 from src.exp.record import record
+from src.exp.verdict import verdicts
 
 EVAL = EvalConfig(ks=(1, 10), select_metric="NDCG@10", exclude_history=False, batch_size=10, candidates=None)
 
@@ -85,6 +87,51 @@ def test_differences_by_hand(rows: list[compare.Row], demo_data: InteractionData
         (pairs.b == "llm") & (pairs.metric == "NDCG@10") & (pairs.history == "history_excluded")
     ).any()
     assert ((pairs.a == "llm") & (pairs.b == "base <- llm")).any()
+
+
+def seeded(
+    demo_data: InteractionData, folder: Path, ranks: dict[str, int], seeds: int = 3
+) -> list[compare.Row]:
+    """Rows whose models put every target at a rank; `control` rows are marked as controls."""
+    rows = []
+    for name, rank in ranks.items():
+        stage = "student_baseline" if name == "base" else "distill"
+        made = [write_run(folder / f"{name}{s}", stage, demo_data, rank, seed=s) for s in range(seeds)]
+        row = compare.load_row(name, made, demo_data)
+        control = "shuffle_rankings" if name.startswith("control") else "none"
+        rows.append(replace(row, metrics=tuple({**m, "control": control} for m in row.metrics)))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "ranks, seeds, said",
+    [
+        (
+            {"base": 3, "own": 2, "control": 3, "part": 2},
+            3,
+            r"\(\+0.1309, .*controls: control 0.5000\): a gain$",
+        ),
+        ({"base": 3, "own": 2, "control": 2}, 3, "no gain shown: control does as well$"),
+        ({"base": 3, "own": 2, "part": 3}, 3, "no gain shown: no control in the table"),
+        ({"base": 3, "own": 2, "control": 3}, 2, "no gain shown: 2 of 3 seeds"),
+        ({"base": 2, "own": 2, "control": 3}, 3, "no gain shown: the interval holds 0; p is not below 0.05"),
+        ({"base": 2, "own": 3, "control": 3}, 3, r"\(-0.1309.*: a loss$"),
+    ],
+)
+def test_a_gain_needs_interval_seeds_and_controls(
+    demo_data: InteractionData, tmp_path: Path, ranks: dict[str, int], seeds: int, said: str
+) -> None:
+    rows = seeded(demo_data, tmp_path, ranks, seeds)
+    pairs = compare.differences(rows, demo_data, settings(metrics=("NDCG@10",), draws=2000))
+    (line,) = verdicts(rows, pairs, ("NDCG@10",), "history_ranked")
+    assert re.search(said, line), line
+
+
+def test_no_verdict_on_a_control_or_without_a_student(demo_data: InteractionData, tmp_path: Path) -> None:
+    for ranks in ({"base": 3, "control": 2}, {"base": 3}, {"own": 3}):
+        rows = seeded(demo_data, tmp_path / "-".join(ranks), ranks)
+        pairs = compare.differences([*rows, *rows[:1]], demo_data, settings(metrics=("NDCG@10",)))
+        assert verdicts(rows, pairs, ("NDCG@10",), "history_ranked") == []
 
 
 def test_slices_cover_the_test_split(rows: list[compare.Row], demo_data: InteractionData) -> None:

@@ -55,6 +55,8 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
     report = (compared.folder / "metrics" / "comparison.md").read_text()
     assert "sasrec <- ilora" in report and "Paired differences" in report
     assert "sasrec <- ilora" in compared.out
+    assert _json(distilled.folder / "metrics" / "metrics.json")["control"] == "none"
+    assert "## Does distillation help?" in report and "1 of 3 seeds (compare.seeds)" in compared.out
     assert "20 candidates" in report and "| frozen SASRec of ilora | teacher ilora, item_scores |" in report
     assert "| sasrec <- ilora | distilled | scores |" in report
     assert "| teacher ilora | teacher | likelihood |" in compared.out
