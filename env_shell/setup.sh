@@ -6,6 +6,7 @@
 # Environment variables (all optional)
 #   ANYO_TORCH=cpu|cuda   which torch to install (default: whatever suits the machine)
 #   ANYO_TORCH_INDEX=URL  index holding the CPU wheels of torch
+#   ANYO_LAUNCHERS=1      also Hydra's launchers for processes side by side (joblib) and clusters (submitit)
 #   ANYO_PYTHON=PATH      Python to build the virtual environment from (3.11-3.13)
 #   ANYO_POETRY=PATH      Poetry to use
 #   ANYO_VENV=DIR         virtual environment (default: .venv)
@@ -167,7 +168,12 @@ if [[ ${mode} == image ]]; then
     die "the image has torch ${found}, poetry.lock has ${torch}: match the FROM of the Dockerfile to poetry.lock"
 fi
 
-if [[ ${python} == "${ANYO_PYTHON_BIN}" && -f ${STAMP} && $(<"${STAMP}") == "$(fingerprint)" ]]; then
+extra=()
+[[ -z ${ANYO_LAUNCHERS:-} ]] || extra=(--with launchers)
+
+has_extra() { [[ ${#extra[@]} -eq 0 ]] || dist_version "${python}" hydra-submitit-launcher >/dev/null; }
+
+if [[ ${python} == "${ANYO_PYTHON_BIN}" && -f ${STAMP} && $(<"${STAMP}") == "$(fingerprint)" ]] && has_extra; then
   ${quiet} || say "nothing changed (${ANYO_VENV}, torch: ${mode})"
   exit 0
 fi
@@ -192,9 +198,9 @@ unset CONDA_PREFIX CONDA_DEFAULT_ENV PYTHONHOME
 
 say "installing dependencies (torch ${torch}: ${mode})"
 if [[ ${mode} == cuda ]]; then
-  logged "poetry install" "${poetry}" install --compile --with gpu
+  logged "poetry install" "${poetry}" install --compile --with gpu ${extra[@]+"${extra[@]}"}
 else
-  logged "poetry install" "${poetry}" install --compile --without torch
+  logged "poetry install" "${poetry}" install --compile --without torch ${extra[@]+"${extra[@]}"}
   if [[ ${mode} == cpu ]]; then
     write_constraints
     [[ -z ${ANYO_TORCH_INDEX:-} ]] || logged "installing torch from ANYO_TORCH_INDEX" \
