@@ -10,19 +10,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from src.core.errors import UserError
+from src.core.logging import get_logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MESSAGE = "PLACE-OF-THE-MESSAGE"  # survives templates that trim a message
+_MESSAGE, _ANSWER = "PLACE-OF-THE-MESSAGE", "PLACE-OF-THE-ANSWER"  # survive templates that trim a message
+_DATE = "01 Jan 2025"  # Llama 3 writes today's date otherwise, and prompts would change by the day
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class ChatFrame:
-    """Text before and after the message; what follows `after` is the answer."""
+    """Text around the message and behind the answer.
+
+    Attributes:
+        before, after: around the message; what follows `after` is the answer.
+        end: what ends the assistant's turn; empty where the template says nothing of it.
+    """
 
     before: str
     after: str
+    end: str
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase, mode: str) -> ChatFrame | None:
@@ -47,7 +56,7 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, mode: str) -> ChatFrame | Non
             [{"role": "user", "content": _MESSAGE}],
             tokenize=False,
             add_generation_prompt=True,
-            date_string="01 Jan 2025",  # Llama 3 writes today's date otherwise, and prompts would change by the day
+            date_string=_DATE,
         )
     except Exception as e:  # jinja's errors, and what a template raises itself
         raise UserError(
@@ -61,4 +70,17 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, mode: str) -> ChatFrame | Non
             "once, or plain prompts: never",
             "teacher.prompt.chat",
         )
-    return ChatFrame(*text.split(_MESSAGE))
+    return ChatFrame(*text.split(_MESSAGE), _turn_end(tokenizer))
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template puts behind an assistant's message, e.g. `<end_of_turn>` (Gemma) or `<|im_end|>` (Qwen)."""
+    turns = [{"role": "user", "content": _MESSAGE}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, date_string=_DATE)
+    except Exception as e:  # as above; a template without assistants only loses its end
+        log.info(
+            "the chat template takes no assistant's message (%s): answers end as teacher.prompt.end says", e
+        )
+        return ""
+    return text.rpartition(_ANSWER)[2].strip()

@@ -123,7 +123,7 @@ class IloraTeacher:
         self.source = SampleSource(data, self.builder, self.encoder, prior)
         self.llm_identity = llm.identity
         if (chat := self.builder.chat) is not None:  # a template may change with tokenizer and transformers
-            self.llm_identity = {**llm.identity, "chat": [chat.before, chat.after]}
+            self.llm_identity = {**llm.identity, "chat": [chat.before, chat.after, chat.end]}
         seed_everything(config.seed, "teacher_init")
         counts = np.bincount(data.targets(self.learnable_ids()), minlength=data.n_items + 1)
         self.model = IloraModel(config, llm, self.encoder.item_table(), torch.from_numpy(counts))

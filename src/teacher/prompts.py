@@ -174,7 +174,10 @@ class PromptBuilder:
         self._entries = [np.empty(0, np.int64), *(self._with_slot(config.entry, t) for t in self.titles[1:])]
         self._texts = [np.empty(0, np.int64), *(self._with_slot(config.item, t) for t in self.titles[1:])]
         eos = tokenizer.eos_token_id
-        self._end = tokens.of(config.end) + ([] if eos is None else [eos])
+        if chat is not None and chat.end:
+            self._end = tokens.of(chat.end)
+        else:
+            self._end = tokens.of(config.end) + ([] if eos is None else [eos])
         self._frame_end = [] if chat is None else tokens.of(chat.after)
         # An assistant that begins a new line begins it with the title, without a space.
         space, after = ("", "\n") if chat is not None and chat.after.endswith("\n") else (" ", ":")

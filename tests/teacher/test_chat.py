@@ -20,7 +20,10 @@ ASSISTANT = "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 TEMPLATES = {
     "own begin token": "{{ bos_token }}" + TURNS + ASSISTANT,
     "none": TURNS + ASSISTANT,
-    "inline": "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}",
+    "turns": "{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}",
+    "inline": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}",
 }
 
 
@@ -52,7 +55,12 @@ def test_the_prompt_is_the_users_message(prompt, name):
         rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         assert shown(framed, example.ids[: example.answer]) == rendered
         space = " " if name == "inline" else ""  # behind a new line the title stands at its start
-        assert shown(framed, example.ids[example.answer :]) == f"{space}Pale Lantern (1995)\n</s>"
+        # Oracle: the template's own rendering of the assistant's turn
+        said = [*message, {"role": "assistant", "content": "Pale Lantern (1995)"}]
+        end = tokenizer.apply_chat_template(said, tokenize=False).rpartition("(1995)")[2].strip()
+        assert end == ("<end>" if name == "turns" else "</s>")
+        assert shown(framed, example.ids[example.answer :]) == f"{space}Pale Lantern (1995){end}"
+        assert framed.end_ids == framed.tokens.of(end)
         assert (example.ids == tokenizer.bos_token_id).sum() == (name != "none")
         assert (example.ids == PLACEHOLDER).sum() == len(example.items)
         # without placeholders the frame's ids are those of the whole rendered text
@@ -116,6 +124,14 @@ def test_templates_that_do_not_fit_are_refused(prompt, template, message):
     assert "\n" not in str(e.value)
 
 
+def test_a_template_without_assistants_ends_answers_as_the_prompt_says(prompt):
+    only_user = (
+        "{{ messages[0].content }}{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}"
+    )
+    builder = PromptBuilder(prompt, with_template(only_user), TITLES, 512, 3)
+    assert builder.chat.end == "" and shown(builder, builder.answer_ids(5)) == " Storm\n</s>"
+
+
 def test_the_key(make_config):
     assert make_config().prompt.chat == "auto"
     found = {
@@ -141,6 +157,6 @@ def test_a_chat_model_trains_and_ranks(make_config, demo_data, teacher_roots, tm
     config = make_config("teacher/llm=local", f"teacher.llm.path={folder}", *overrides)
     teacher = IloraTeacher(config, demo_data)
     teacher.prepare(None)
-    assert teacher.llm_identity["chat"] == ["<|user|>\n", "</s>\n<|assistant|>\n"]
+    assert teacher.llm_identity["chat"] == ["<|user|>\n", "</s>\n<|assistant|>\n", "</s>"]
     ids = demo_data.splits["test"][:4]
     teacher.rank("test", ids, 5).check(demo_data.n_items, teacher.score_kind, "test")
