@@ -16,7 +16,8 @@ def verdicts(rows: Sequence[Row], pairs: pd.DataFrame, metrics: Sequence[str], c
 
     A gain is one whose interval lies above 0, whose p-value stands after Holm's correction, over at least three
     seeds, and that every control of the table (`distill.control`: the same distillation with its teacher's
-    knowledge shuffled) loses, at least in part.
+    knowledge shuffled) loses, at least in part. A student distilled from another teacher that it does not beat is named:
+    what a plain teacher gives as well is not the LLM's.
 
     Args:
         pairs: of `compare.differences`.
@@ -27,6 +28,7 @@ def verdicts(rows: Sequence[Row], pairs: pd.DataFrame, metrics: Sequence[str], c
     if baseline is None or not distilled or _is_control(own := distilled[0]):
         return []
     controls = [r for r in distilled[1:] if _is_control(r)]
+    others = [r for r in distilled[1:] if " <- " in r.name and not _is_control(r)]
     of = pairs[pairs["history"] == convention].set_index(["a", "b", "metric"])
     out = []
     for metric in metrics:
@@ -34,12 +36,14 @@ def verdicts(rows: Sequence[Row], pairs: pd.DataFrame, metrics: Sequence[str], c
             continue
         pair = of.loc[key]
         against = {c.name: of.loc[(c.name, own.name, metric)] for c in controls}
+        equal = [r.name for r in others if not _better(of.loc[(r.name, own.name, metric)])]
         after = ", ".join(f"{name} {line['mean_a']:.4f}" for name, line in against.items())
         if pair["high"] < 0 and pair["p_holm"] < _LEVEL:
             found = "a loss"
         else:
             missing = _missing(pair, against, min(len(baseline.runs), len(own.runs)))
-            found = "no gain shown: " + "; ".join(missing) if missing else "a gain"
+            gain = "a gain" + "".join(f", not shown to be more than that of {name}" for name in equal)
+            found = "no gain shown: " + "; ".join(missing) if missing else gain
         out.append(
             f"{metric} {pair['mean_a']:.4f} -> {pair['mean_a'] + pair['difference']:.4f} "
             f"({pair['difference']:+.4f}, interval {pair['low']:+.4f} to {pair['high']:+.4f}, Holm p "
@@ -63,9 +67,9 @@ def _missing(pair: pd.Series, against: dict[str, pd.Series], seeds: int) -> list
         out.append(f"{seeds} of {_SEEDS} seeds (compare.seeds)")
     if not against:
         out.append("no control in the table (cmd/run_study.sh)")
-    out += [
-        f"{name} does as well"
-        for name, line in against.items()
-        if line["low"] <= 0 or line["p_holm"] >= _LEVEL
-    ]
-    return out
+    return out + [f"it is not better than {name}" for name, line in against.items() if not _better(line)]
+
+
+def _better(pair: pd.Series) -> bool:
+    """Whether b of the pair is better than a."""
+    return pair["low"] > 0 and pair["p_holm"] < _LEVEL
