@@ -60,7 +60,7 @@ def _missing(pair: pd.Series, against: dict[str, pd.Series], seeds: int) -> list
     """What a gain lacks to be one."""
     out = []
     if pair["low"] <= 0:
-        out.append("the interval holds 0")
+        out.append("the interval lies below 0" if pair["high"] < 0 else "the interval holds 0")
     if pair["p_holm"] >= _LEVEL:
         out.append(f"p is not below {_LEVEL} after Holm's correction")
     if seeds < _SEEDS:

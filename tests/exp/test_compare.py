@@ -133,6 +133,13 @@ def test_a_gain_needs_interval_seeds_and_controls(
     assert re.search(said, line), line
 
 
+def test_worse_by_chance_is_no_loss(demo_data: InteractionData, tmp_path: Path) -> None:
+    rows = seeded(demo_data, tmp_path, {"base": 2, "own": 3})
+    pairs = compare.differences(rows, demo_data, settings(metrics=("NDCG@10",))).assign(p_holm=0.2)
+    (line,) = verdicts(rows, pairs, ("NDCG@10",), "history_ranked")
+    assert "no gain shown: the interval lies below 0; p is not below 0.05" in line
+
+
 def test_no_verdict_on_a_control_or_without_a_student(demo_data: InteractionData, tmp_path: Path) -> None:
     for ranks in ({"base": 3, "control": 2}, {"base": 3}, {"own": 3}):
         rows = seeded(demo_data, tmp_path / "-".join(ranks), ranks)
