@@ -15,8 +15,8 @@ def verdicts(rows: Sequence[Row], pairs: pd.DataFrame, metrics: Sequence[str], c
     """A sentence per metric on the configuration's own distilled student; none where the table has no such pair.
 
     A gain is one whose interval lies above 0, whose p-value stands after Holm's correction, over at least three
-    seeds, and that every control of the table (`distill.control`: the same distillation with its teacher's
-    knowledge shuffled) loses, at least in part. A student distilled from another teacher that it does not beat is named:
+    seeds, and that a control of the table (`distill.control`: the same distillation with a part of its teacher's
+    knowledge shuffled) loses. A control that loses nothing is named: what it shuffles is not used. A student distilled from another teacher that it does not beat is named:
     what a plain teacher gives as well is not the LLM's.
 
     Args:
@@ -42,6 +42,7 @@ def verdicts(rows: Sequence[Row], pairs: pd.DataFrame, metrics: Sequence[str], c
             found = "a loss"
         else:
             missing = _missing(pair, against, min(len(baseline.runs), len(own.runs)))
+            equal += [name for name, line in against.items() if not _better(line)]
             gain = "a gain" + "".join(f", not shown to be more than that of {name}" for name in equal)
             found = "no gain shown: " + "; ".join(missing) if missing else gain
         out.append(
@@ -67,7 +68,9 @@ def _missing(pair: pd.Series, against: dict[str, pd.Series], seeds: int) -> list
         out.append(f"{seeds} of {_SEEDS} seeds (compare.seeds)")
     if not against:
         out.append("no control in the table (cmd/run_study.sh)")
-    return out + [f"it is not better than {name}" for name, line in against.items() if not _better(line)]
+    elif not any(map(_better, against.values())):
+        out.append(f"it is not better than {', '.join(against)}")
+    return out
 
 
 def _better(pair: pd.Series) -> bool:

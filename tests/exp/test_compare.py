@@ -117,6 +117,7 @@ def seeded(
             3,
             "a gain, not shown to be more than that of base <- knn$",
         ),
+        ({"base": 3, "own": 2, "control": 3, "control b": 2}, 3, "a gain, .*more than that of control b$"),
         ({"base": 3, "own": 2, "control": 2}, 3, "no gain shown: it is not better than control$"),
         ({"base": 3, "own": 2, "part": 3}, 3, "no gain shown: no control in the table"),
         ({"base": 3, "own": 2, "control": 3}, 2, "no gain shown: 2 of 3 seeds"),
