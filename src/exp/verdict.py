@@ -16,8 +16,8 @@ def verdicts(rows: Sequence[Row], pairs: pd.DataFrame, metrics: Sequence[str], c
 
     A gain is one whose interval lies above 0, whose p-value stands after Holm's correction, over at least three
     seeds, and that a control of the table (`distill.control`: the same distillation with a part of its teacher's
-    knowledge shuffled) loses. A control that loses nothing is named: what it shuffles is not used. A student distilled from another teacher that it does not beat is named:
-    what a plain teacher gives as well is not the LLM's.
+    knowledge shuffled) loses. Rivals that it does not beat are named: what a control shuffles without loss is not
+    used, and what a plain teacher gives as well is not the LLM's.
 
     Args:
         pairs: of `compare.differences`.
@@ -28,7 +28,7 @@ def verdicts(rows: Sequence[Row], pairs: pd.DataFrame, metrics: Sequence[str], c
     if baseline is None or not distilled or _is_control(own := distilled[0]):
         return []
     controls = [r for r in distilled[1:] if _is_control(r)]
-    others = [r for r in distilled[1:] if " <- " in r.name and not _is_control(r)]
+    rivals = [r for r in distilled[1:] if " <- " in r.name and not _is_control(r)] + controls
     of = pairs[pairs["history"] == convention].set_index(["a", "b", "metric"])
     out = []
     for metric in metrics:
@@ -36,13 +36,12 @@ def verdicts(rows: Sequence[Row], pairs: pd.DataFrame, metrics: Sequence[str], c
             continue
         pair = of.loc[key]
         against = {c.name: of.loc[(c.name, own.name, metric)] for c in controls}
-        equal = [r.name for r in others if not _better(of.loc[(r.name, own.name, metric)])]
+        equal = [r.name for r in rivals if not _better(of.loc[(r.name, own.name, metric)])]
         after = ", ".join(f"{name} {line['mean_a']:.4f}" for name, line in against.items())
         if pair["high"] < 0 and pair["p_holm"] < _LEVEL:
             found = "a loss"
         else:
             missing = _missing(pair, against, min(len(baseline.runs), len(own.runs)))
-            equal += [name for name, line in against.items() if not _better(line)]
             gain = "a gain" + "".join(f", not shown to be more than that of {name}" for name in equal)
             found = "no gain shown: " + "; ".join(missing) if missing else gain
         out.append(
