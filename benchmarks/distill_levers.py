@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from benchmarks.distill_speed import BATCH, DIM, LENGTH, WIDTH, K
 from src.distill.kd_losses import top_k_threshold
-from src.student.catalogue import catalogue_terms
+from src.student.fused_losses import catalogue_terms
 from src.student.losses import sample_negatives
 
 

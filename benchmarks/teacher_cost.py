@@ -30,9 +30,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from src.core.logging import get_logger, setup_logging
+from src.teacher.diagnostics import peak_memory
 from src.teacher.gating import GateControl, ResNet1d
 from src.teacher.ilora_model import Projector
-from src.teacher.watch import peak_memory
 
 SEVEN = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
 EXPERTS, ALPHA = 4, 32.0

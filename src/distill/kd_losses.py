@@ -1,7 +1,7 @@
 """The terms of DLLM2Rec as pure functions (paper: arXiv 2405.00338, section 4; symbols: docs 03).
 
 B batch, N items, K teacher candidates, H student width. Column c of a logit matrix scores item c + 1, and
-`columns` are item ids minus 1. The DRO term itself is in `src.student.catalogue`, shared with the
+`columns` are item ids minus 1. The DRO term itself is in `src.student.fused_losses`, shared with the
 recommendation loss `dros`.
 """
 

@@ -12,9 +12,9 @@ from src.distill.config import DistillConfig
 from src.distill.data_bridge import RankingSignals
 from src.distill.projector import Projector
 from src.student.architectures import Student
-from src.student.catalogue import CatalogueTerms, catalogue_terms, in_full_precision
 from src.student.config import StudentConfig
 from src.student.datamodule import Batch, Samples
+from src.student.fused_losses import CatalogueTerms, catalogue_terms, in_full_precision
 from src.student.losses import sample_negatives
 from src.student.objective import Objective, RecommendationLoss
 

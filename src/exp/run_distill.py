@@ -17,7 +17,7 @@ def work(settings: Settings, run: Run) -> float | None:
     from src.core.data_utils import load_dataset
     from src.core.teacher_store import TeacherStore
     from src.distill.trainer_distill import train_distilled
-    from src.exp.record import done_before, record_student, store_note, training_folder
+    from src.exp.results import done_before, record_student, store_note, training_folder
     from src.exp.select import selected_samples
 
     if done_before(settings, run, settings.distill_fp):

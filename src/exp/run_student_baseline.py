@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def work(settings: Settings, run: Run) -> float | None:
     from src.core.candidates import load_candidates
     from src.core.data_utils import load_dataset
-    from src.exp.record import done_before, record_student, training_folder
+    from src.exp.results import done_before, record_student, training_folder
     from src.student.trainer_baseline import train_student
 
     if done_before(settings, run, settings.baseline_fp):

@@ -15,7 +15,7 @@ def work(settings: Settings, run: Run) -> float | None:
     from src.core.candidates import load_candidates
     from src.core.data_utils import load_dataset
     from src.core.logging import get_logger
-    from src.exp.record import StoreRanks, done_before, record, record_choices, store_note
+    from src.exp.results import StoreRanks, done_before, record, record_choices, store_note
     from src.exp.select import selected_samples
     from src.teacher.export import fill_store, refuse_other_weights
     from src.teacher.factory import build_teacher

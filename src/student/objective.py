@@ -11,9 +11,9 @@ from src.core.data_utils import InteractionData
 from src.core.seed import derive
 from src.student import losses
 from src.student.architectures import Student
-from src.student.catalogue import CatalogueTerms, catalogue_terms, in_full_precision
 from src.student.config import StudentConfig
 from src.student.datamodule import Batch, Samples
+from src.student.fused_losses import CatalogueTerms, catalogue_terms, in_full_precision
 
 
 class Objective(nn.Module):

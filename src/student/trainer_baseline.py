@@ -24,10 +24,10 @@ from src.core.metrics import EvalConfig
 from src.core.run import Run, Stopwatch, check_stop
 from src.core.seed import seed_everything
 from src.student.architectures import Student
-from src.student.average import Average
 from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.student.config import StudentConfig
 from src.student.datamodule import Batch, Samples, Selection
+from src.student.ema import Average
 from src.student.evaluator import rank_samples
 from src.student.models import build_student, device_of
 from src.student.objective import BaselineObjective, Objective

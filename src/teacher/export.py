@@ -25,10 +25,10 @@ from src.core.seed import numpy_stream
 from src.core.store_writer import StoreWriter, discard_partial
 from src.core.teacher_store import TeacherStore, locate
 from src.teacher.config import ExportConfig, TeacherConfig
+from src.teacher.distributed import Team
 from src.teacher.factory import build_teacher
 from src.teacher.folds import split_folds
 from src.teacher.interfaces import Teacher
-from src.teacher.team import Team
 
 _GIB = 2**30
 log = get_logger(__name__)

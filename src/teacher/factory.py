@@ -36,9 +36,9 @@ def build_teacher(
         from src.teacher.fused import FusedTeacher
 
         return FusedTeacher(config, data, train_ids)
-    from src.teacher import fillers
+    from src.teacher import classical
 
-    made = getattr(fillers, FILLERS.get(config.kind, ""), None)
+    made = getattr(classical, FILLERS.get(config.kind, ""), None)
     if made is None:
         raise UserError(f"teacher.kind={config.kind}", f"ilora, fused, {', '.join(FILLERS)}", "teacher.kind")
     return made(config, data, train_ids)

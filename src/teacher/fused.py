@@ -15,9 +15,9 @@ from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.run import Stopwatch
 from src.core.seed import numpy_stream
+from src.teacher.classical import Filler
 from src.teacher.config import FusedConfig
 from src.teacher.factory import build_teacher
-from src.teacher.fillers import Filler
 
 if TYPE_CHECKING:
     from src.core.run import Run

@@ -20,9 +20,12 @@ from src.core.paths import model_dir, work_dir
 from src.core.run import Run
 from src.core.seed import numpy_stream, seed_everything
 from src.core.teacher_store import TeacherRows
+from src.teacher.candidate_eval import by_item_scores, by_language
 from src.teacher.checkpoint import forget_trained, load_teacher, save_teacher
 from src.teacher.compiled import compile_blocks
 from src.teacher.config import IloraConfig, model_fingerprint
+from src.teacher.diagnostics import check_reading
+from src.teacher.distributed import Team
 from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
 from src.teacher.ilora_model import IloraModel
@@ -30,15 +33,12 @@ from src.teacher.llm import load_llm
 from src.teacher.oom import Halving
 from src.teacher.overfit import refuse_debug
 from src.teacher.prompts import PromptBuilder, collate
-from src.teacher.protocol import by_item_scores, by_language
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
 from src.teacher.ranking.base import Context, check_context
 from src.teacher.ranking.hidden import catalogue_scores
 from src.teacher.samples import SampleSource
-from src.teacher.team import Team
 from src.teacher.tiny_llm import tiny_llm_folder
 from src.teacher.trainer import TeacherTrainer
-from src.teacher.watch import check_reading
 
 log = get_logger(__name__)
 

@@ -54,7 +54,7 @@ class Teacher(Protocol):
         """
 
     def choose(self, candidates: CandidateSet) -> Mapping[str, Choices]:
-        """Which of few candidates it takes, by every way there is to ask it (`src/teacher/protocol.py`)."""
+        """Which of few candidates it takes, by every way there is to ask it (`src/teacher/candidate_eval.py`)."""
 
     def item_embeddings(self) -> np.ndarray:
         """[N+1, D] float32, row 0 zeros: the vectors that embedding distillation draws on."""

@@ -25,14 +25,7 @@ from src.core.seed import derive, numpy_stream, torch_stream
 from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.teacher.checkpoint import check_same, load_trained_state, trained_state
 from src.teacher.config import IloraConfig
-from src.teacher.ilora_model import IloraModel
-from src.teacher.item_head import item_loss, sampled_columns
-from src.teacher.oom import MOST, Halving
-from src.teacher.samples import Micro, SampleSource
-from src.teacher.schedule import hybrid_probability, learning_rate
-from src.teacher.team import sum_over_processes
-from src.teacher.validation import show_answers, validation_value
-from src.teacher.watch import (
+from src.teacher.diagnostics import (
     StepSums,
     check_adapter,
     check_gradients,
@@ -40,6 +33,13 @@ from src.teacher.watch import (
     gradient_norms,
     step_scalars,
 )
+from src.teacher.distributed import sum_over_processes
+from src.teacher.ilora_model import IloraModel
+from src.teacher.item_head import item_loss, sampled_columns
+from src.teacher.oom import MOST, Halving
+from src.teacher.samples import Micro, SampleSource
+from src.teacher.schedule import hybrid_probability, learning_rate
+from src.teacher.validation import show_answers, validation_value
 
 _LOG_EVERY = 10
 _CHECK_GRADIENTS_AT = 2  # B starts at zero, so A and the gate get their first gradient in the second step

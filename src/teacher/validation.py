@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from src.core.run import Run
+from src.teacher.candidate_eval import write_answers
 from src.teacher.config import IloraConfig
 from src.teacher.ilora_model import IloraModel
 from src.teacher.oom import Halving
-from src.teacher.protocol import write_answers
 from src.teacher.ranking import item_vectors, ndcg
 from src.teacher.ranking.base import Context
 from src.teacher.samples import SampleSource

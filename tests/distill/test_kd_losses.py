@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.distill import kd_losses as kd
-from src.student.catalogue import plain_terms
+from src.student.fused_losses import plain_terms
 from src.student.losses import bce
 
 TAGS = ("a0_l0", "a1_l0", "a0_l1", "a1_l1", "a0_l1_raw", "a1_l1_raw")

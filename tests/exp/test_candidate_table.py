@@ -15,7 +15,7 @@ from src.core.errors import UserError
 from src.core.run import Run
 from src.exp import compare, report
 from src.exp.candidate_table import candidate_differences, candidate_table, find_lines
-from src.exp.record import record_choices
+from src.exp.results import record_choices
 from tests.exp.test_compare import write_run
 
 

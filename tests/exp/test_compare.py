@@ -15,7 +15,7 @@ from src.core.errors import UserError
 from src.core.metrics import MISSED, EvalConfig
 from src.core.run import Run
 from src.exp import compare, report
-from src.exp.record import record
+from src.exp.results import record
 from src.exp.verdict import verdicts
 
 EVAL = EvalConfig(ks=(1, 10), select_metric="NDCG@10", exclude_history=False, batch_size=10, candidates=None)

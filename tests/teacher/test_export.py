@@ -25,10 +25,10 @@ from src.core.errors import Interrupted, UserError
 from src.core.paths import ROOT
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.teacher import export as export_module
+from src.teacher.classical import Filler
 from src.teacher.config import TeacherConfig, encoder_fingerprint
 from src.teacher.export import export_ids, fill_store
 from src.teacher.factory import build_teacher
-from src.teacher.fillers import Filler
 from tests.teacher.conftest import compose_teacher
 from tests.teacher.test_folds import files
 

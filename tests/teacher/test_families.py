@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from src.core.artifacts import load_manifest
 from src.core.errors import UserError
 from src.core.paths import model_dir
+from src.teacher.diagnostics import check_reading
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.llm import add_lora, find_targets, load_llm, token_logits
 from src.teacher.prompts import collate
@@ -22,7 +23,6 @@ from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.rerank import RerankRanker
 from src.teacher.ranking.tree import TitleTree, naive_scores, title_tokens, tree_scores
 from src.teacher.tiny_llm import train_tokenizer
-from src.teacher.watch import check_reading
 from tests.teacher.conftest import compose_teacher
 
 LLAMA = {

@@ -13,7 +13,7 @@ from src.core.errors import UserError
 from src.teacher.config import teacher_fingerprint
 from src.teacher.export import fill_store
 from src.teacher.fused import FusedTeacher, fit_weights
-from tests.teacher.test_fillers import build, settings_of, toy
+from tests.teacher.test_classical import build, settings_of, toy
 
 PLAIN = (
     "~teacher.members.ilora",

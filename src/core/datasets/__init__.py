@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from src.core.datasets.raw import Ids, RawLog, RawSplits, encode, seconds, title_series
+from src.core.datasets.raw_log import Ids, RawLog, RawSplits, encode, seconds, title_series
 
 if TYPE_CHECKING:
     from src.core.datasets.config import DatasetConfig

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from src.core.datasets import RawLog, encode, seconds, title_series
-from src.core.datasets.files import Id, require_files
-from src.core.datasets.lines import existing, read_json, read_titles
+from src.core.datasets.jsonl import existing, read_json, read_titles
+from src.core.datasets.tables import Id, require_files
 
 if TYPE_CHECKING:
     from src.core.datasets.config import DatasetConfig

@@ -21,9 +21,9 @@ import pandas as pd
 from pandas.compat import pickle_compat
 
 from src.core.artifacts import write_text, writing
-from src.core.datasets.files import read_lines, require_files
 from src.core.datasets.ilora import SPLIT_FILES, TITLES
 from src.core.datasets.movielens import clean_title
+from src.core.datasets.tables import read_lines, require_files
 from src.core.errors import UserError
 from src.core.logging import get_logger, setup_logging
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from src.core.datasets import RawLog, encode, seconds, title_series
-from src.core.datasets.files import Id, read_parquet, read_table, require_files
+from src.core.datasets.tables import Id, read_parquet, read_table, require_files
 from src.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from src.core.artifacts import lock, read_json, sha256_file, write_json, writing
-from src.core.datasets.lines import existing
+from src.core.datasets.jsonl import existing
 from src.core.datasets.sources import Download, Source, source
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.datasets.config import DatasetConfig
-from src.core.datasets.raw import RawLog
+from src.core.datasets.raw_log import RawLog
 from src.core.errors import UserError
 from src.core.logging import get_logger
 

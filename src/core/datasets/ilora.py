@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from src.core.datasets import RawSplits, title_series
-from src.core.datasets.files import read_lines, read_table, require_files
+from src.core.datasets.tables import read_lines, read_table, require_files
 from src.core.errors import UserError
 from src.core.logging import get_logger
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.core.datasets import RawLog, encode, title_series
-from src.core.datasets.files import read_lines, read_table, require_files
+from src.core.datasets.tables import read_lines, read_table, require_files
 
 if TYPE_CHECKING:
     from src.core.datasets.config import DatasetConfig

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from src.core.datasets import RawLog, encode, seconds, title_series
-from src.core.datasets.files import read_table, require_files
+from src.core.datasets.tables import read_table, require_files
 
 if TYPE_CHECKING:
     from src.core.datasets.config import DatasetConfig

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from src.core.datasets import RawLog, encode, title_series
-from src.core.datasets.files import require_files
-from src.core.datasets.lines import existing, read_literals
+from src.core.datasets.jsonl import existing, read_literals
+from src.core.datasets.tables import require_files
 from src.core.errors import UserError
 
 if TYPE_CHECKING:

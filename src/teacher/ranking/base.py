@@ -14,12 +14,12 @@ from src.core.errors import UserError
 from src.core.logging import progress
 from src.core.run import check_stop
 from src.core.teacher_store import TeacherRows
+from src.teacher.classical import top_k
 from src.teacher.config import IloraExportConfig
-from src.teacher.fillers import top_k
+from src.teacher.diagnostics import check_adapter
 from src.teacher.ilora_model import IloraModel
 from src.teacher.prompts import Example, collate
 from src.teacher.samples import SampleSource
-from src.teacher.watch import check_adapter
 
 SCORE_KIND = {
     "hidden": "log_likelihood",

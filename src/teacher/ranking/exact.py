@@ -8,9 +8,9 @@ import torch
 from src.core.teacher_store import TeacherRows
 from src.teacher.prompts import collate
 from src.teacher.ranking.base import Context, best_rows, fits, prompt_batches
-from src.teacher.ranking.fitness import refuse_unfit
 from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import TitleTree, title_tokens, tree_scores
+from src.teacher.ranking.tree_support import refuse_unfit
 
 
 class ExactRanker:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from src.core.teacher_store import TeacherRows
+from src.teacher.classical import top_k
 from src.teacher.embeddings import TextEmbedder
-from src.teacher.fillers import top_k
 from src.teacher.prompts import collate
 from src.teacher.ranking.base import Context, fits, not_finite, prompt_batches
 from src.teacher.ranking.beams import BeamState, Front
-from src.teacher.ranking.fitness import refuse_unfit
 from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import title_tokens
+from src.teacher.ranking.tree_support import refuse_unfit
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 from src.core.metrics import per_sample
 from src.core.run import check_stop
 from src.core.teacher_store import TeacherRows
-from src.teacher.fillers import top_k
+from src.teacher.classical import top_k
 from src.teacher.ilora_model import IloraModel
 from src.teacher.ranking.base import Context, not_finite
 from src.teacher.samples import SampleSource

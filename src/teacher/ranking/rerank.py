@@ -8,12 +8,12 @@ import torch
 from src.core.errors import UserError
 from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherRows
-from src.teacher.fillers import top_k
+from src.teacher.classical import top_k
 from src.teacher.prompts import Example, collate
 from src.teacher.ranking.base import Context, best_rows, fits, prompt_batches
-from src.teacher.ranking.fitness import refuse_unfit
 from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import TitleTree, naive_scores, title_tokens, tree_scores
+from src.teacher.ranking.tree_support import refuse_unfit
 
 _POOLS_AT_ONCE = 512
 

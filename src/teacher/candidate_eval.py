@@ -19,10 +19,10 @@ from src.teacher.matching import match_title
 from src.teacher.prompts import PLACEHOLDER, Example, collate
 from src.teacher.ranking.base import Context, fits, prompt_batches
 from src.teacher.ranking.beams import BeamState, Front
-from src.teacher.ranking.fitness import refuse_unfit
 from src.teacher.ranking.hidden import catalogue_scores, item_vectors
 from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import TitleTree, title_tokens, tree_scores
+from src.teacher.ranking.tree_support import refuse_unfit
 
 _SHOWN = 8  # generated answers kept for people
 _TAIL = 400  # characters of their prompts

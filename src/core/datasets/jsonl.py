@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json as pa_json
 
-from src.core.datasets.files import Id
+from src.core.datasets.tables import Id
 from src.core.errors import UserError
 from src.core.logging import progress
 from src.core.run import check_stop

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from src.core.datasets.files import Id, read_lines, read_parquet, read_table, require_files
-from src.core.datasets.raw import encode, seconds, title_series
+from src.core.datasets.raw_log import encode, seconds, title_series
+from src.core.datasets.tables import Id, read_lines, read_parquet, read_table, require_files
 from src.core.errors import UserError
 
 LOG = {"user": int, "item": int, "rating": float, "time": int}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.student import catalogue
-from src.student.catalogue import catalogue_terms, plain_terms
+from src.student import fused_losses
+from src.student.fused_losses import catalogue_terms, plain_terms
 from src.student.losses import propensity as propensity_of
 
 
@@ -44,7 +44,7 @@ def weighted_gradient(
 def test_equals_separate_operations(
     monkeypatch: pytest.MonkeyPatch, log_z: bool, dro: bool, piece: int
 ) -> None:
-    monkeypatch.setattr(catalogue, "_CACHED", piece)
+    monkeypatch.setattr(fused_losses, "_CACHED", piece)
     scores, columns, ps = random_case(7, 50, 6, seed=1)
     propensity = ps if dro else None
     ours = catalogue_terms(scores, columns, log_z=log_z, propensity=propensity, beta=0.7)

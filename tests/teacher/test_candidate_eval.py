@@ -10,12 +10,12 @@ import torch
 
 from src.core.candidates import CandidateConfig, CandidateSet, load_candidates
 from src.core.errors import UserError
-from src.teacher import protocol
-from src.teacher.fillers import KnnFiller
+from src.teacher import candidate_eval
+from src.teacher.candidate_eval import by_item_scores, by_language, greedy, stop_tokens
+from src.teacher.classical import KnnFiller
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.matching import match_title
 from src.teacher.prompts import collate
-from src.teacher.protocol import by_item_scores, by_language, greedy, stop_tokens
 from src.teacher.ranking.base import Context
 from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import title_tokens
@@ -183,8 +183,8 @@ def test_what_is_written_is_judged_by_its_first_line(lister, candidates, monkeyp
     def write(prefix, rows, limit, stop):
         return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in plan]
 
-    monkeypatch.setattr(protocol, "greedy", write)
-    monkeypatch.setattr(protocol, "prompt_batches", in_order)
+    monkeypatch.setattr(candidate_eval, "greedy", write)
+    monkeypatch.setattr(candidate_eval, "prompt_batches", in_order)
     choices = by_language(context(lister), one_draw)["generation"]
     assert choices.hits.tolist() == [[True, False, False, False]]
     assert choices.valid.tolist() == [[True, True, False, False]]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
 
-    from src.teacher.watch import StepSums
+    from src.teacher.diagnostics import StepSums
 
 _POLL_S = 0.2
 log = get_logger(__name__)
