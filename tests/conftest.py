@@ -7,19 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from src.core.config import build_or_raise
 from src.core.data_utils import DatasetConfig, InteractionData, load_dataset
-from src.core.paths import CONF, ROOT
+from src.core.paths import ROOT
+from tests.compose import composed
 
 
 def make_dataset_config(name: str, *overrides: str) -> DatasetConfig:
     """`conf/dataset/<name>.yaml` with Hydra overrides ("dataset.min_history=3")."""
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        group = compose(overrides=[f"+dataset={name}", *overrides]).dataset
-    return build_or_raise(DatasetConfig, OmegaConf.to_container(group, resolve=True), "dataset")
+    return build_or_raise(DatasetConfig, composed("dataset", f"dataset={name}", *overrides), "dataset")
 
 
 @pytest.fixture(scope="session")

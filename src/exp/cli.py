@@ -73,7 +73,7 @@ def _guarded(stage: str, work: Work, cfg: DictConfig) -> float | None:
     try:
         run = Run.start(folder, stage, "")
         with stop_on_signals():
-            settings = Settings.load(cfg)
+            settings = Settings.load(cfg, HydraConfig.get().overrides.task)
             if settings.root.dry_run:
                 from src.exp.plan import plan
 

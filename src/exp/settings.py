@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from src.core.artifacts import fingerprint
 from src.core.config import build, determining, setting
@@ -19,6 +16,7 @@ from src.core.errors import ConfigError
 from src.core.metrics import METRICS, EvalConfig, is_metric
 from src.core.paths import teacher_output_dir
 from src.distill.config import ActiveConfig, DistillConfig
+from src.exp.overrides import compose_values, resolved
 from src.student.config import StudentConfig
 from src.teacher.config import (
     IloraConfig,
@@ -67,16 +65,25 @@ class Settings:
     active: ActiveConfig
     eval: EvalConfig
     compare: CompareConfig
+    overrides: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, cfg: DictConfig) -> Settings:
-        """Build every group; ConfigError lists all that is wrong, in and across groups."""
-        try:
-            values: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
-                cfg, resolve=True, throw_on_missing=True
-            )
-        except OmegaConfBaseException as e:  # an interpolation without its value, or ??? left open
-            raise ConfigError([f"{getattr(e, 'full_key', None) or 'config'}: {e}"]) from None
+    def compose(cls, overrides: Sequence[str] = ()) -> Settings:
+        """The settings of a command line, without a running Hydra; cheap for thousands of value overrides.
+
+        Raises:
+            ConfigError: an override that fits nothing, or settings that are wrong; all problems at once.
+        """
+        return cls.load(compose_values(overrides), overrides)
+
+    @classmethod
+    def load(cls, cfg: DictConfig | dict[str, Any], overrides: Sequence[str] = ()) -> Settings:
+        """Build every group; ConfigError lists all that is wrong, in and across groups.
+
+        Args:
+            overrides: what `cfg` was composed with; `variant` adds to them.
+        """
+        values = dict(cfg) if isinstance(cfg, dict) else resolved(cfg)
         problems: list[str] = []
         root = {f.name: values.pop(f.name) for f in fields(_Root) if f.name in values}
         groups = {
@@ -96,7 +103,7 @@ class Settings:
         made["root"] = build(_Root, root, "config", problems)
         if problems:
             raise ConfigError(problems)
-        settings = cls(**made)
+        settings = cls(**made, overrides=tuple(overrides))
         if problems := settings._contradictions():
             raise ConfigError(problems)
         return settings
@@ -181,18 +188,14 @@ class Settings:
 
     def with_seed(self, seed: int) -> Settings:
         """The same configuration for another student seed (the teacher keeps its own)."""
-        return replace(self, root=replace(self.root, seed=seed))
+        return replace(self, root=replace(self.root, seed=seed), overrides=(*self.overrides, f"seed={seed}"))
 
     def variant(self, overrides: list[str]) -> Settings:
-        """The configuration of this command line with further overrides; another teacher comes with that
-        file's own values."""
-        task = HydraConfig.get().overrides.task
+        """This configuration with further overrides; another teacher comes with that file's own values."""
+        mine = self.overrides
         if any(o.startswith("teacher=") for o in overrides):
             # Every teacher has a seed; other settings of one teacher do not fit another.
-            task = [
-                o for o in task if o.startswith("teacher.seed=") or not o.lstrip("+~").startswith("teacher")
-            ]
-        try:
-            return Settings.load(compose("config", overrides=[*task, *overrides]))
-        except (HydraException, OmegaConfBaseException) as e:
-            raise ConfigError([f"overrides {overrides}: {e}"]) from None
+            mine = tuple(
+                o for o in mine if o.startswith("teacher.seed=") or not o.lstrip("+~").startswith("teacher")
+            )
+        return Settings.compose([*mine, *overrides])

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
 from src.core.metrics import EvalConfig
-from src.core.paths import CONF, ROOT
+from src.core.paths import ROOT
 from src.core.store_writer import StoreWriter
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.distill.config import ActiveConfig, DistillConfig
 from src.student.config import StudentConfig
+from tests.compose import composed
 
 GROUPS = {"distill": DistillConfig, "active": ActiveConfig, "student": StudentConfig}
 
 
-@cache
-def shipped(group: str, name: str) -> dict:
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose(overrides=[f"+{group}={name}"])[group], resolve=True)
-
-
 def make_settings(group: str, name: str, **values: object):
     """`conf/<group>/<name>.yaml` with values replaced, as its dataclass."""
-    return build_or_raise(GROUPS[group], {**shipped(group, name), **values}, group)
+    return build_or_raise(GROUPS[group], {**composed(group, f"{group}={name}"), **values}, group)
 
 
 def make_data(

@@ -16,6 +16,7 @@ from src.core.data_utils import DatasetConfig, InteractionData, load_dataset
 from src.core.paths import processed_dir
 from src.core.store_writer import StoreWriter
 from src.core.teacher_store import TeacherRows, TeacherStore
+from tests.compose import composed
 from tests.conftest import make_dataset_config
 from tests.exp.conftest import stage  # noqa: F401  (a fixture)
 
@@ -89,14 +90,7 @@ def make_student(folder: Path, data: InteractionData) -> None:
 
 def student_values() -> dict:
     """`conf/student/sasrec.yaml` as a mapping, in small."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from src.core.paths import CONF
-
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        group = compose("config", overrides=["student.width=8", "student.blocks=1", "student.heads=1"])
-    return OmegaConf.to_container(group.student, resolve=True)  # type: ignore[return-value]
+    return composed("student", "student.width=8", "student.blocks=1", "student.heads=1")
 
 
 @pytest.fixture(scope="session")

@@ -6,22 +6,18 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
 from src.core.metrics import EvalConfig
-from src.core.paths import CONF
 from src.student.config import StudentConfig
+from tests.compose import composed
 
 
 def make_student_config(name: str, *overrides: str) -> StudentConfig:
     """`conf/student/<name>.yaml` with overrides ("width=16"); on the CPU."""
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        settings = [f"student.{o}" for o in ("device=cpu", *overrides)]
-        group = compose(overrides=[f"+student={name}", *settings]).student
-    return build_or_raise(StudentConfig, OmegaConf.to_container(group, resolve=True), "student")
+    settings = [f"student.{o}" for o in ("device=cpu", *overrides)]
+    return build_or_raise(StudentConfig, composed("student", f"student={name}", *settings), "student")
 
 
 @pytest.fixture(scope="session")

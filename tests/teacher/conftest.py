@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from src.core.data_utils import InteractionData
 from src.core.errors import ConfigError
-from src.core.paths import CONF
 from src.teacher.config import IloraConfig, build_teacher_config
+from tests.compose import composed
 
 TINY = [
     "teacher.llm.tiny.vocab_size=400",
@@ -36,10 +34,8 @@ SMALL = [
 
 def compose_teacher(*overrides: str) -> IloraConfig:
     """`conf/teacher` with Hydra overrides, checked as a run checks it."""
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        group = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)["teacher"]
     problems: list[str] = []
-    config = build_teacher_config(group, "teacher", problems)
+    config = build_teacher_config(composed("teacher", *overrides), "teacher", problems)
     if problems:
         raise ConfigError(problems)
     return config

@@ -8,20 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from src.core.data_utils import InteractionData, load_dataset
 from src.core.errors import UserError
 from src.core.metrics import MISSED, ranking_metrics, ranks_in_lists
-from src.core.paths import CONF
 from src.core.store_writer import StoreWriter
 from src.teacher.classical import Filler, spectral_embeddings, top_k
 from src.teacher.config import TeacherConfig, build_teacher_config, encoder_fingerprint
 from src.teacher.factory import build_teacher
 from src.teacher.interfaces import Teacher
+from tests.compose import composed
 
 N, L = 6, 3
 LOGS = [
@@ -45,10 +43,8 @@ def toy() -> InteractionData:
 
 def settings_of(kind: str, *overrides: str) -> TeacherConfig:
     """`conf/teacher/<kind>.yaml` as shipped, with overrides."""
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        group = compose(overrides=["+seed=2024", f"+teacher={kind}", *overrides]).teacher
     problems: list[str] = []
-    config = build_teacher_config(OmegaConf.to_container(group, resolve=True), "teacher", problems)
+    config = build_teacher_config(composed("teacher", f"teacher={kind}", *overrides), "teacher", problems)
     assert problems == [] and config is not None
     return config
 

@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from src.core.artifacts import load_manifest
 from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
-from src.core.paths import CONF
 from src.core.store_writer import StoreWriter
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.distill.kd_losses import confidence_weights, scale_distances, weight_entropy
@@ -34,6 +31,7 @@ from src.teacher.quality import (
     write_quality,
 )
 from src.teacher.quality_report import markdown
+from tests.compose import composed
 
 N, L, K = 20, 2, 5
 # Sample id -> (history, target, the teacher's list, SASRec's list); users follow from the offsets.
@@ -222,7 +220,5 @@ def test_of_a_real_teacher(demo_data: InteractionData, roots: Path):
 def encoder() -> StudentConfig:
     """`conf/teacher/sasrec.yaml`'s, small."""
     small = [f"teacher.encoder.{o}" for o in ("max_epochs=2", "width=8", "heads=1", "device=cpu")]
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        group = compose(overrides=["+seed=1", "+teacher=sasrec", *small]).teacher
-    values = OmegaConf.to_container(group, resolve=True)
+    values = composed("teacher", "teacher=sasrec", "seed=1", *small)
     return build_or_raise(SasrecConfig, values, "teacher").encoder
