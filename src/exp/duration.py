@@ -150,7 +150,8 @@ def _llm_seconds(
     forward, both = forward * shape.layers, both * shape.layers
     if config.llm.gradient_checkpointing:
         both += forward
-    samples = min(train.samples or sizes.train, sizes.train) * train.epochs
+    used = sizes.train if train.samples is None else min(train.samples, sizes.train)
+    samples = used * train.epochs
     title = 1.5 * TOKENS_PER_ITEM  # with the words around it
     refreshes = samples / train.batch_size / config.objective.refresh_steps if config.objective.item else 0.0
     validated = train.evals_per_epoch * train.epochs * min(train.eval_samples, sizes.valid) * tokens

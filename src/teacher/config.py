@@ -14,7 +14,7 @@ import numpy as np
 from src.core.artifacts import fingerprint
 from src.core.config import build, determining, setting
 from src.student.config import StudentConfig
-from src.teacher.config_llm import GateConfig, LLMConfig, LoraSettings
+from src.teacher.config_llm import GateConfig, LLMConfig, LoraSettings, TinyLLMConfig
 from src.teacher.config_prompt import PromptConfig
 
 FORMAT_VERSION = 1
@@ -75,7 +75,9 @@ class TrainConfig:
     """The teacher's training loop."""
 
     epochs: int = setting("passes over the training samples", ge=1)
-    samples: int | None = setting("training samples used (drawn by seed); null: all", ge=1)
+    samples: int | None = setting(
+        "training samples used (drawn by seed); null: all; 0: the LLM as it is, untrained", ge=0
+    )
     batch_size: int = setting("samples per optimizer step (effective batch)", ge=1)
     # Counts in fingerprints where the gate has BatchNorm, and only there: `IloraConfig.identity`.
     micro_batch_size: int = setting("samples per forward pass", ge=1, in_fingerprint=False)
@@ -342,6 +344,17 @@ def encoder_fingerprint(
 ) -> str:
     """Identity of the frozen SASRec; `train_ids` where it does not learn from the whole training split."""
     parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "encoder": determining(encoder), "seed": seed}
+    return fingerprint(parts | ({} if train_ids is None else {"train_ids": train_ids.tolist()}))
+
+
+def llm_fingerprint(
+    tiny: TinyLLMConfig, prompt: PromptConfig, seed: int, dataset_fp: str, train_ids: np.ndarray | None = None
+) -> str:
+    """Identity of the embedded LLM; `train_ids` where it does not read the whole training split."""
+    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "tiny": determining(tiny)}
+    parts |= {"prompt": determining(prompt), "seed": seed}
+    if prompt.candidates:
+        parts["text"] = "reads candidate lists"  # models of the time before had seen none
     return fingerprint(parts | ({} if train_ids is None else {"train_ids": train_ids.tolist()}))
 
 

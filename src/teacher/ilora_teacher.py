@@ -38,7 +38,7 @@ from src.teacher.ranking.base import Context, check_context
 from src.teacher.ranking.hidden import catalogue_scores
 from src.teacher.samples import SampleSource
 from src.teacher.tiny_llm import tiny_llm_folder
-from src.teacher.trainer import TeacherTrainer
+from src.teacher.trainer import Progress, TeacherTrainer
 
 log = get_logger(__name__)
 
@@ -193,7 +193,8 @@ class IloraTeacher:
     def _ranker_with(self, batch_size: int, sample_ids: np.ndarray) -> Ranker:
         if self._ranker is None:
             context = self._context(batch_size)
-            check_context(context, sample_ids)
+            if len(self.llm_sample_ids()):  # an untrained adapter has no effect, and is to have none
+                check_context(context, sample_ids)
             self._ranker = make_ranker(context)
         return self._ranker
 
@@ -202,7 +203,8 @@ class IloraTeacher:
 
     def item_embeddings(self) -> np.ndarray:
         export = self.config.export
-        if export.embedding.source == "text":
+        # An untrained head has no item vectors: those of the LLM as it is are its states of the titles.
+        if export.embedding.source == "text" or not len(self.llm_sample_ids()):
             return TextEmbedder(self.model, self.builder, export.embedding, export.batch_size).titles()
         vectors = item_vectors(self.model, self.source, self.hybrid).float().cpu().numpy()
         return np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
@@ -220,6 +222,9 @@ class IloraTeacher:
         train_ids = self.llm_sample_ids()
         counts = {name: sum(p.numel() for p in group) for name, group in self.model.parts().items()}
         base = sum(p.numel() for p in self.model.llm.parameters()) - counts["lora"]
+        if not len(train_ids):  # teacher.train.samples=0: the LLM as it is
+            self._save(Progress(), 0)
+            return
         log.info("training on %d samples; base %d parameters, trained %s", len(train_ids), base, counts)
         trainer = TeacherTrainer(
             config,
@@ -233,10 +238,12 @@ class IloraTeacher:
             run,
             self.given(),
         )
-        done = trainer.fit()
+        self._save(trainer.fit(), len(train_ids))
+
+    def _save(self, done: Progress, train_samples: int) -> None:
         fields = {
-            "dataset": data.name,
-            "dataset_fingerprint": data.fingerprint,
+            "dataset": self.data.name,
+            "dataset_fingerprint": self.data.fingerprint,
             "fingerprint": self.fingerprint,
             "llm": self.llm_identity,
             "encoder_weights": self.encoder.weights,
@@ -245,11 +252,11 @@ class IloraTeacher:
                 "train_seconds": round(self.encoder.seconds + self.llm_seconds + done.seconds, 3),
                 "encoder_seconds": round(self.encoder.seconds, 3),
                 "llm_seconds": round(self.llm_seconds, 3),
-                "train_samples": len(train_ids),
+                "train_samples": train_samples,
                 "processes": self.accelerator.num_processes,
                 "steps": done.step,
                 "best_step": done.best_step,
-                "validation": done.best_value,
+                "validation": done.best_value if done.step else None,
             },
         }
         if self.accelerator.is_main_process:

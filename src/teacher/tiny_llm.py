@@ -19,14 +19,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from src.core.artifacts import artifact_folder, fingerprint, is_complete, load_manifest, lock, write_manifest
-from src.core.config import determining
+from src.core.artifacts import artifact_folder, is_complete, load_manifest, lock, write_manifest
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.paths import model_dir
 from src.core.run import Stopwatch, check_stop
 from src.core.seed import numpy_stream, seed_everything
+from src.teacher.config import llm_fingerprint
 from src.teacher.config_llm import TinyLLMConfig
 from src.teacher.config_prompt import PromptConfig
 from src.teacher.prompts import PLACEHOLDER, PromptBuilder
@@ -49,19 +49,9 @@ def tiny_llm_folder(
     Args:
         train_ids: samples whose text it may read (a fold leaves some out); None: the training split.
     """
-    parts = {
-        "version": FORMAT_VERSION,
-        "dataset": data.fingerprint,
-        "tiny": determining(config),
-        "prompt": determining(prompt),
-        "seed": seed,
-    }
-    if prompt.candidates:
-        parts["text"] = "reads candidate lists"  # models of the time before had seen none
+    fp = llm_fingerprint(config, prompt, seed, data.fingerprint, train_ids)
     if train_ids is not None:
-        parts["train_ids"] = train_ids.tolist()
         data = replace(data, splits={**data.splits, "train": train_ids})
-    fp = fingerprint(parts)
     folder = model_dir(data.name, "tiny_llm", fp)
     with lock(folder, log.info):
         if not is_complete(folder):

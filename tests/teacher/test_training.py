@@ -241,3 +241,18 @@ def test_answers_need_an_attention_that_generates(make_config):
     with pytest.raises(ConfigError, match="train.show_answers: found 4 with llm.attention=flash_attention_2"):
         make_config(*flash)
     assert make_config(*flash, "teacher.train.show_answers=0").train.show_answers == 0
+
+
+def test_no_samples_leave_the_llm_as_it_is(make_config, demo_data, teacher_roots):
+    """`teacher.train.samples=0`: the ranking is the prior's, the item vectors are the LLM's states of the titles."""
+    teacher = IloraTeacher(make_config("teacher.train.samples=0"), demo_data)
+    report = teacher.prepare(None)
+    assert (report["train_samples"], report["steps"], report["validation"]) == (0, 0, None)
+    assert IloraTeacher(make_config("teacher.train.samples=0"), demo_data).prepare(None)["reused"]
+    ids = demo_data.splits["test"][:20]
+    prior = teacher.encoder.log_probabilities(demo_data.histories(ids)).numpy()
+    np.testing.assert_allclose(teacher.score_all(ids), prior, atol=1e-5)
+    vectors = teacher.item_embeddings()
+    assert len(np.unique(vectors, axis=0)) == len(set(demo_data.titles))
+    with teacher.model.llm.disable_adapter():
+        np.testing.assert_array_equal(teacher.item_embeddings(), vectors)
