@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-_VERBS = ("delete", "export", "nothing", "run", "train")
+import errno
+import os
+import re
+from pathlib import Path
+
+_DISK = {
+    getattr(errno, f"E{n}")
+    for n in ["NOSPC", "DQUOT", "ROFS", "ACCES", "PERM", "IO", "FBIG", "NOTDIR", "EXIST"]
+}
+_VERBS = ("delete", "export", "nothing", "run", "train", "unset")
 
 
 class UserError(Exception):
@@ -32,8 +41,40 @@ class ConfigError(UserError):
         self.problems = problems
 
 
+class DoneAlready(Exception):
+    """A completed run has the result already: there is nothing to do.
+
+    Args:
+        folder: that run's.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(f"done already: {folder}")
+        self.folder = folder
+
+
+def disk_error(error: BaseException) -> UserError | None:
+    """The error of a disk that is full, read-only or failing, in words; None for every other error.
+
+    Native writers (safetensors, torch) wrap the system's error, and its number stands in their text only.
+    """
+    if isinstance(error, OSError):
+        number = error.errno
+    else:
+        found = re.search(r"os error (\d+)|\[errno (\d+)\]", str(error), re.IGNORECASE)
+        number = int(found[1] or found[2]) if found else None
+    if number not in _DISK:
+        return None
+    name = getattr(error, "filename", None) or "a file of the run"
+    return UserError(
+        f"{os.strerror(number)}: {name}",
+        "a disk that takes writes",
+        "its space or permissions (ANYO_DATA_ROOT, ANYO_RESULT_ROOT name other places); the same command goes on",
+    )
+
+
 class Interrupted(Exception):
-    """SIGINT or SIGTERM was seen; the loop wrote its checkpoint and stopped.
+    """A signal was seen; the loop wrote its checkpoint and stopped.
 
     Args:
         signum: the signal's number; the process exits with 128 + signum.

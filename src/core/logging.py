@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ _LINE_EVERY_S = 15.0
 
 
 def redact(text: str) -> str:
-    """`text` without hub tokens: neither such as look like one, nor the values of the environment."""
+    """`text` with `***` for hub tokens: those of the environment, and whatever looks like one."""
     for name in _TOKEN_VARIABLES:
         if len(value := os.environ.get(name, "")) >= 8:
             text = text.replace(value, "***")
@@ -61,29 +62,44 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def setup_logging(log_file: Path | None, quiet: bool = False) -> None:
+class _RunLog(logging.FileHandler):
+    """`run.log`: a disk that does not take it ends the run, once; by default a traceback is printed per line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        if (error := sys.exc_info()[1]) is not None:  # of `emit`, which is being handled
+            raise error
+
+
+def setup_logging(log_file: Path | None = None, quiet: bool = False) -> None:
     """Send INFO and above to the terminal (without tracebacks) and everything to `log_file`.
 
     Args:
         log_file: the run's `run.log`; None writes no file.
         quiet: only warnings on the terminal (processes other than rank 0).
     """
-    root = logging.getLogger()
     close_logging()
-    root.setLevel(logging.INFO)
+    logging.getLogger().setLevel(logging.INFO)
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.WARNING if quiet else logging.INFO)
     console.setFormatter(_OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
     console.addFilter(_NotForTheTerminal())
     logging.captureWarnings(True)
-    handlers: list[logging.Handler] = [console]
+    _add(console)
     if log_file is not None:
-        file = logging.FileHandler(log_file, encoding="utf-8")
-        file.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handlers.append(file)
-    for handler in handlers:
-        handler.addFilter(_NoSecrets())
-        root.addHandler(handler)
+        log_to_file(log_file)
+
+
+def log_to_file(log_file: Path) -> None:
+    """Send everything to a run's `run.log` as well, from now on."""
+    file = _RunLog(log_file, encoding="utf-8")
+    file.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    _add(file)
+
+
+def _add(handler: logging.Handler) -> None:
+    handler.addFilter(_NoSecrets())
+    logging.getLogger().addHandler(handler)
 
 
 def close_logging() -> None:
@@ -93,7 +109,8 @@ def close_logging() -> None:
     for handler in list(root.handlers):
         if any(isinstance(f, _NoSecrets) for f in handler.filters):
             root.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # what a full disk did not take is lost, and was told
+                handler.close()
 
 
 def progress(

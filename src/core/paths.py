@@ -14,17 +14,17 @@ CONF = ROOT / "conf"
 
 
 def data_root() -> Path:
-    """`data/`, or the folder named by the environment variable ANYO_DATA_ROOT (tests use it)."""
-    return Path(os.environ.get("ANYO_DATA_ROOT", ROOT / "data"))
+    """`data/`, or the folder named by the environment variable ANYO_DATA_ROOT."""
+    return resolve(os.environ.get("ANYO_DATA_ROOT") or "data")
 
 
 def result_root() -> Path:
-    """`result/`, or the folder named by the environment variable ANYO_RESULT_ROOT (tests use it)."""
-    return Path(os.environ.get("ANYO_RESULT_ROOT", ROOT / "result"))
+    """`result/`, or the folder named by the environment variable ANYO_RESULT_ROOT."""
+    return resolve(os.environ.get("ANYO_RESULT_ROOT") or "result")
 
 
 def resolve(path: str | Path) -> Path:
-    """A path from a setting: absolute, or relative to the repository root."""
+    """A path from a setting or the environment: absolute, or relative to the repository root."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else (ROOT / path).resolve()
 

@@ -6,66 +6,45 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
-import signal
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.core.artifacts import now, read_object, save_npy, write_json
-from src.core.errors import Interrupted, UserError
+from src.core.artifacts import now, save_npy, write_json, write_manifest
+from src.core.errors import UserError
 from src.core.git_info import git_info
-from src.core.logging import get_logger
 from src.core.paths import result_root
+from src.core.runs import TIMES, completed_run, find_runs, this_process
+from src.core.signals import check_stop, stop_on_signals, stop_requested
 
-TIMES = (
-    "teacher_train_time_total",
-    "distill_teacher_export_time",
-    "student_baseline_train_time",
-    "distill_student_train_time",
-)
-log = get_logger(__name__)
-_seen: list[int] = []  # the signals that came within `stop_on_signals`
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM only leave a mark, which loops look at between steps."""
-    _seen.clear()
-
-    def mark(signum: int, _frame: Any) -> None:
-        _seen.append(signum)
-        if len(_seen) > 1:  # the second time the user means it
-            raise Interrupted(signum)
-        log.warning("signal %d: stopping at the next step", signum)
-
-    before = {s: signal.signal(s, mark) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        _seen.clear()
-
-
-def stop_requested() -> bool:
-    return bool(_seen)
-
-
-def check_stop() -> None:
-    """Raise Interrupted if a signal came; loops call this after each step (checkpoint written first)."""
-    if _seen:
-        raise Interrupted(_seen[0])
+__all__ = ["TIMES", "Run", "Stopwatch", "rank"]
+__all__ += ["check_stop", "completed_run", "find_runs", "stop_on_signals", "stop_requested"]
+_PARTS = (".hydra", "models", "metrics", "tensorboard", "plots", "run.log", "status.json", "git_info.json")
 
 
 def rank() -> int:
-    """This process's number within the launch (`accelerate launch` sets RANK)."""
-    return int(os.environ.get("RANK", "0"))
+    """This process's number within the launch (`accelerate launch` sets RANK and WORLD_SIZE).
+
+    Raises:
+        UserError: the variables contradict each other: a process that takes itself for a second one writes nothing.
+    """
+    found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    number, size = found["RANK"] or "0", found["WORLD_SIZE"] or "1"
+    if not (number.isdecimal() and size.isdecimal() and int(number) < int(size)):
+        shown = " and ".join(f"{name}={value}" for name, value in found.items() if value is not None)
+        raise UserError(
+            f"the environment has {shown}",
+            "RANK below WORLD_SIZE, as a launcher sets them",
+            "unset both, or start with accelerate launch",
+        )
+    return int(number)
 
 
 class Run:
@@ -75,28 +54,56 @@ class Run:
         dir: `result/result_<timestamp>`.
         stage: `teacher`, `student_baseline`, `distill` or `eval_all`.
         fingerprint: what the run computes; equal fingerprints give equal results.
+        seed: of the model that is trained.
     """
 
-    def __init__(self, folder: Path, stage: str, fingerprint: str):
-        self.dir, self.stage, self.fingerprint = folder, stage, fingerprint
+    def __init__(self, folder: Path, stage: str, fingerprint: str, seed: int | None = None):
+        self.dir, self.stage, self.fingerprint, self.seed = folder, stage, fingerprint, seed
         self.main = rank() == 0
+        self.started_at = now()
         self._writer: Any = None
+        self._made = False
 
     @classmethod
-    def start(cls, folder: Path, stage: str, fingerprint: str) -> Run:
-        run = cls(folder, stage, fingerprint)
-        if run.main:
-            for name in ("models", "metrics", "tensorboard", "plots"):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            write_json(folder / "git_info.json", git_info())
-            run.status("running")
+    def start(cls, folder: Path | None, stage: str, fingerprint: str, seed: int | None = None) -> Run:
+        """Begin a run in a folder that is new or empty.
+
+        Args:
+            folder: None: `result/result_<timestamp>`; in processes other than rank 0 a temporary folder.
+
+        Raises:
+            UserError: the folder holds something, or is a file.
+        """
+        if rank() != 0:
+            scratch = tempfile.mkdtemp(prefix="anyo_rank_")
+            atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+            return cls(Path(scratch), stage, fingerprint, seed)
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"{folder} is not empty", "a new or empty folder for the results of a run", "hydra.run.dir"
+            )
+        made = folder is None or not folder.exists()
+        run = cls(folder or _new_folder(), stage, fingerprint, seed)
+        run._made = made
+        for name in ("models", "metrics", "tensorboard", "plots"):
+            (run.dir / name).mkdir(parents=True)
+        write_json(run.dir / "git_info.json", git_info())
+        run.status("running")
+        _point_latest_at(run.dir)
         return run
 
     def status(self, state: str, reason: str | None = None) -> None:
-        """Write `status.json`: running, completed, failed or interrupted."""
-        if self.main:
-            fields = {"state": state, "stage": self.stage, "reason": reason, "fingerprint": self.fingerprint}
-            write_json(self.dir / "status.json", {**fields, "pid": os.getpid(), "updated_at": now()})
+        """Write `status.json`: running, completed, failed or interrupted.
+
+        `completed` seals `metrics/` with a manifest first: readers trust no metrics without one.
+        """
+        if not self.main:
+            return
+        if state == "completed":
+            write_manifest(self.dir / "metrics", {"stage": self.stage, "fingerprint": self.fingerprint})
+        fields = {"state": state, "stage": self.stage, "reason": reason, "fingerprint": self.fingerprint}
+        fields |= {"seed": self.seed, "started_at": self.started_at, "updated_at": now()}
+        write_json(self.dir / "status.json", {**fields, **this_process()})
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         if self.main:
@@ -148,38 +155,51 @@ class Run:
             self._writer = None
 
     def discard(self) -> None:
-        """Remove the folder of a run that had nothing to do."""
+        """Remove what this run has made, of a run that had nothing to do."""
         self.close()
-        if self.main:
-            shutil.rmtree(self.dir)
+        if not self.main:
+            return
+        for name in _PARTS:
+            path = self.dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if self._made and not any(self.dir.iterdir()):
+            self.dir.rmdir()
+        earlier = sorted(p.parent for p in self.dir.parent.glob("result_*/status.json"))
+        _point_latest_at(earlier[-1] if earlier else None, of=self.dir)
 
 
-def find_runs(stage: str, fingerprint: str, state: str = "completed") -> list[Path]:
-    """Folders below `result/` of that stage, fingerprint and state, oldest name first."""
-    found = []
-    for status in sorted(result_root().glob("*/status.json")):
+def _new_folder() -> Path:
+    """Make and name `result/result_<timestamp>`; never a folder that exists already."""
+    root, stamp = result_root(), time.strftime("%Y%m%d_%H%M%S")
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        folder = root / (f"result_{stamp}" if number == 1 else f"result_{stamp}_{number}")
         try:
-            fields = read_object(status)
-        except UserError as e:
-            log.warning("%s: ignored: %s", status.parent, e)
+            folder.mkdir()
+        except FileExistsError:
             continue
-        if (fields.get("stage"), fields.get("fingerprint"), fields.get("state")) == (
-            stage,
-            fingerprint,
-            state,
-        ):
-            found.append(status.parent)
-    return found
+        return folder
+    raise RuntimeError(f"{root}: 1000 runs in one second")
 
 
-def completed_run(stage: str, fingerprint: str) -> Path | None:
-    """The first completed run; several of one fingerprint are identical by determinism."""
-    runs = find_runs(stage, fingerprint)
-    if len(runs) > 1:
-        log.info(
-            "%d completed %s runs with fingerprint %s: taking %s", len(runs), stage, fingerprint, runs[0].name
-        )
-    return runs[0] if runs else None
+def _point_latest_at(folder: Path | None, of: Path | None = None) -> None:
+    """Make `result/latest` a link to the newest run.
+
+    Args:
+        of: only where the link points there (a run that is discarded).
+    """
+    link = result_root() / "latest"
+    if of is not None and not (link.is_symlink() and os.readlink(link) == of.name):
+        return
+    if folder is None:
+        link.unlink()
+    elif folder.parent == link.parent and (
+        link.is_symlink() or not link.exists()
+    ):  # what the user made stays
+        spare = link.with_name(f".latest.tmp{os.getpid()}")
+        with suppress(OSError):  # some file systems have no links; the run does not depend on it
+            spare.symlink_to(folder.name)
+            os.replace(spare, link)
 
 
 class Stopwatch:

@@ -31,7 +31,8 @@ from src.core.artifacts import (
 )
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
-from src.core.run import Stopwatch, check_stop
+from src.core.run import Stopwatch
+from src.core.signals import check_stop
 from src.core.teacher_rows import ARRAYS, SCORE_KINDS, TeacherRows, check_embeddings, locate
 from src.core.teacher_store import FORMAT_VERSION, TeacherStore
 

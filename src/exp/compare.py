@@ -20,7 +20,7 @@ from src.core.errors import ConfigError, UserError
 from src.core.logging import get_logger
 from src.core.metrics import holm, paired_difference, per_sample
 from src.core.paths import resolve
-from src.core.run import TIMES, completed_run
+from src.core.runs import TIMES, completed_run
 from src.core.seed import numpy_stream
 
 if TYPE_CHECKING:

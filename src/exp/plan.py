@@ -10,7 +10,7 @@ from src.core.data_utils import raw_folder
 from src.core.datasets.download import missing_files
 from src.core.errors import UserError
 from src.core.paths import data_root, processed_dir, result_root, work_dir
-from src.core.run import completed_run
+from src.core.runs import completed_run
 from src.exp.duration import export_bytes, sizes_of, student_bytes, student_line, teacher_line
 from src.exp.forecast import memory_lines
 from src.exp.settings import Settings

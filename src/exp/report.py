@@ -11,7 +11,7 @@ import pandas as pd
 
 from src.core.artifacts import write_text, writing
 from src.core.data_utils import InteractionData
-from src.core.run import TIMES
+from src.core.runs import TIMES
 from src.exp.compare import Row
 
 matplotlib.use("Agg")

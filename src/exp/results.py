@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from src.core.artifacts import lock, save_npy, write_json, write_text
+from src.core.artifacts import save_npy, write_json, write_text
 from src.core.candidates import CandidateSet, Choices, Written
 from src.core.data_utils import InteractionData
 from src.core.logging import get_logger
 from src.core.metrics import EvalConfig, ranking_metrics, ranks_in_lists
-from src.core.paths import work_dir
-from src.core.run import Run, completed_run
+from src.core.run import Run
 from src.core.teacher_store import TeacherStore
 
 if TYPE_CHECKING:
@@ -134,32 +130,6 @@ class StoreRanks:
         targets, histories = data.targets(ids), data.histories(ids)
         self.ranked = ranks_in_lists(rows.rankings, rows.scores, targets)
         self.history_excluded = ranks_in_lists(rows.rankings, rows.scores, targets, histories)
-
-
-def done_before(settings: Settings, run: Run, fingerprint: str) -> bool:
-    """Whether the run has nothing to do: `skip_if_done` and a completed run of this fingerprint.
-
-    Otherwise the fingerprint is noted in the run's status. The folder of a skipped run is removed.
-    """
-    run.fingerprint = fingerprint
-    earlier = completed_run(run.stage, fingerprint) if settings.root.skip_if_done else None
-    if earlier is None:
-        run.status("running")
-        return False
-    log.info("%s is done already: %s (skip_if_done=true)", run.stage, earlier)
-    run.discard()
-    return True
-
-
-@contextmanager
-def training_folder(run: Run) -> Iterator[Path]:
-    """The checkpoint folder of this run's fingerprint, held alone, removed once the block ends well."""
-    folder = work_dir(run.stage, run.fingerprint)
-    with lock(folder, log.info):
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        run.status("completed")  # before the checkpoint goes: a kill between the two loses nothing
-        shutil.rmtree(folder)
 
 
 def record_student(

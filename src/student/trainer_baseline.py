@@ -21,8 +21,9 @@ from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.memory import keep_freed_memory
 from src.core.metrics import EvalConfig
-from src.core.run import Run, Stopwatch, check_stop
+from src.core.run import Run, Stopwatch
 from src.core.seed import seed_everything
+from src.core.signals import check_stop
 from src.student.architectures import Student
 from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.student.config import StudentConfig

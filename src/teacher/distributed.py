@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from src.core.artifacts import lock
 from src.core.logging import get_logger
-from src.core.run import check_stop
+from src.core.signals import check_stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.run import check_stop
+from src.core.signals import check_stop
 from src.teacher.config import EmbeddingConfig
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import backbone

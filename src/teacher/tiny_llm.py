@@ -24,8 +24,9 @@ from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.paths import model_dir
-from src.core.run import Stopwatch, check_stop
+from src.core.run import Stopwatch
 from src.core.seed import numpy_stream, seed_everything
+from src.core.signals import check_stop
 from src.teacher.config import llm_fingerprint
 from src.teacher.config_llm import TinyLLMConfig
 from src.teacher.config_prompt import PromptConfig

@@ -20,8 +20,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from src.core.logging import get_logger, progress
-from src.core.run import Run, Stopwatch, check_stop, stop_requested
+from src.core.run import Run, Stopwatch
 from src.core.seed import derive, numpy_stream, torch_stream
+from src.core.signals import check_stop, stop_requested
 from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.teacher.checkpoint import check_same, load_trained_state, trained_state
 from src.teacher.config import IloraConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from src.core.paths import data_root, result_root
-from src.core.run import TIMES
+from src.core.runs import TIMES
 from tests.exp.conftest import TINY, TINY_TEACHER, Stage
 
 

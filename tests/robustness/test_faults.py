@@ -318,7 +318,8 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path, artifacts: Artifac
 
 
 def test_runs_of_one_second_and_a_clock_that_jumps_back(roots: Path, monkeypatch) -> None:
-    from src.core.run import Run, completed_run
+    from src.core.run import Run
+    from src.core.runs import completed_run
     from src.exp.cli import _new_result_dir
 
     stamps = ["20260102_030405", "20260102_030405", "20260101_000000", "20260102_030405"]

@@ -205,7 +205,7 @@ def test_student_json(data: st.DataObject, artifacts: Artifacts, tmp_path: Path)
 )
 def test_status_files(content: bytes, tmp_path: Path) -> None:
     """A damaged `status.json` of one run never stops another."""
-    from src.core.run import completed_run
+    from src.core.runs import completed_run
 
     (tmp_path / "result" / "a").mkdir(parents=True, exist_ok=True)
     (tmp_path / "result" / "a" / "status.json").write_bytes(content)

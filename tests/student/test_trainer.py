@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from src.core.errors import Interrupted, UserError
-from src.core.run import stop_on_signals
 from src.core.seed import seed_everything
+from src.core.signals import stop_on_signals
 from src.student.checkpoint import load_student_model, save_student
 from src.student.config import ARCHITECTURES
 from src.student.datamodule import Selection

@@ -25,7 +25,7 @@ from src.core.datasets.jsonl import existing
 from src.core.datasets.sources import Download, Source, source
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
-from src.core.run import check_stop
+from src.core.signals import check_stop
 
 if TYPE_CHECKING:
     from src.core.datasets.config import DatasetConfig

@@ -16,7 +16,7 @@ import pyarrow.json as pa_json
 from src.core.datasets.tables import Id
 from src.core.errors import UserError
 from src.core.logging import progress
-from src.core.run import check_stop
+from src.core.signals import check_stop
 
 _BLOCK = 64 * 1024 * 1024  # a record must fit; the longest reviews and descriptions have some 100 kB
 _STOP_EVERY = 10_000  # lines between two looks at the signals

@@ -18,7 +18,7 @@ from src.core.datasets.statistics import write_statistics
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
 from src.core.logging import get_logger
-from src.core.run import check_stop
+from src.core.signals import check_stop
 from src.core.splits import NAMES, Splits, require_samples, split_samples
 
 log = get_logger(__name__)

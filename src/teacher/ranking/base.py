@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.logging import progress
-from src.core.run import check_stop
+from src.core.signals import check_stop
 from src.core.teacher_store import TeacherRows
 from src.teacher.classical import top_k
 from src.teacher.config import IloraExportConfig

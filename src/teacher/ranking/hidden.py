@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.core.metrics import per_sample
-from src.core.run import check_stop
+from src.core.signals import check_stop
 from src.core.teacher_store import TeacherRows
 from src.teacher.classical import top_k
 from src.teacher.ilora_model import IloraModel

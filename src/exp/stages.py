@@ -1,0 +1,195 @@
+"""What the four stages do, each from settings and a run that has begun (src/exp/cli.py decides whether it begins).
+
+torch and all that trains is imported with this module: a run that has nothing to do never gets here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from src.core.artifacts import fingerprint, lock, write_text
+from src.core.candidates import load_candidates
+from src.core.data_utils import InteractionData, load_dataset
+from src.core.device import describe_device
+from src.core.errors import DoneAlready
+from src.core.logging import get_logger
+from src.core.paths import work_dir
+from src.core.run import Run
+from src.core.runs import find_runs
+from src.core.teacher_store import TeacherStore
+from src.distill.trainer_distill import train_distilled
+from src.exp import candidate_table, compare, report
+from src.exp.results import StoreRanks, record, record_choices, record_student, store_note
+from src.exp.select import selected_samples
+from src.exp.settings import Settings
+from src.exp.verdict import verdicts
+from src.student.trainer_baseline import train_student
+from src.teacher.export import fill_store, refuse_other_weights
+from src.teacher.factory import build_teacher
+from src.teacher.overfit import learn_by_heart, wants_overfit
+from src.teacher.quality import ensure_quality
+
+log = get_logger(__name__)
+
+
+def run_teacher(settings: Settings, run: Run) -> float | None:
+    """Train the teacher, rank the samples, write the store, and record how good its rankings are."""
+    config = settings.teacher
+    if wants_overfit(config):  # a debug help: the run keeps no fingerprint and is nobody's result
+        learn_by_heart(config, load_dataset(settings.dataset), run)
+        return None
+    log.info("teacher: trains %s and exports its rankings; %s", config.name, describe_device(config))
+    data = load_dataset(settings.dataset)
+    candidates = load_candidates(settings.eval.candidates, data)  # before the training: it may refuse
+    selection = selected_samples(settings, data)
+    chosen = None if selection is None else selection.sample_ids
+    store, reused = fill_store(config, data, settings.teacher_dir, run, chosen)
+    if run.main:
+        known, encoder = store.in_sample_ids(), getattr(config, "encoder", None)
+        quality = ensure_quality(store, data, known, config.export, config.seed, encoder)
+        log.info("quality of the teacher's rankings: %s/quality.md", quality)
+    if candidates is not None:
+        teacher = build_teacher(config, data)
+        teacher.prepare(None)  # every process of a launch
+        refuse_other_weights(store, teacher)
+        if run.main:
+            record_choices(run, data, candidates, teacher.choose(candidates))
+    run.write_times(
+        reused=reused,
+        teacher_train_time_total=store.seconds("train_seconds", within="trained"),
+        distill_teacher_export_time=store.seconds("export_seconds"),
+    )
+    shorter = 0 if store.manifest.get("history_excluded") else data.max_history
+    lengths = (store.top_k, store.top_k - shorter)
+    valid, test = StoreRanks(store, data, "valid"), StoreRanks(store, data, "test")
+    fields = {"store": str(settings.teacher_dir), "note": store_note(store, data)}
+    return record(run, data, settings.eval, config.seed, valid, test, lengths, fields)
+
+
+def run_student_baseline(settings: Settings, run: Run) -> float | None:
+    """Train the student without a teacher."""
+    log.info("baseline: trains %s; %s", settings.student.name, describe_device(settings.student))
+    data = load_dataset(settings.dataset)
+    candidates = load_candidates(settings.eval.candidates, data)
+    with training_folder(run) as folder:
+        student, result = train_student(
+            settings.student,
+            data,
+            settings.eval,
+            seed=settings.seed,
+            folder=folder,
+            fingerprint=settings.baseline_fp,
+            run=run,
+        )
+        run.write_times(student_baseline_train_time=result.seconds)
+        return record_student(run, data, settings, student, result, candidates)
+
+
+def run_distill(settings: Settings, run: Run) -> float | None:
+    """Train the student with the rows of the teacher-output store."""
+    student, teacher = settings.student.name, settings.teacher.name
+    log.info(
+        "distill: trains %s with the outputs of %s; %s", student, teacher, describe_device(settings.student)
+    )
+    data = load_dataset(settings.dataset)
+    candidates = load_candidates(settings.eval.candidates, data)
+    store = TeacherStore(settings.teacher_dir, data.fingerprint)
+    with training_folder(run) as folder:
+        student, result = train_distilled(
+            settings.student,
+            settings.distill,
+            settings.active,
+            data,
+            store,
+            settings.eval,
+            seed=settings.seed,
+            folder=folder,
+            # A store exported anew may come from a teacher trained anew: no checkpoint mixes the two.
+            fingerprint=f"{settings.distill_fp}/{fingerprint(store.manifest.get('weights'))}",
+            run=run,
+            selection=selected_samples(settings, data),
+        )
+        run.write_times(distill_student_train_time=result.seconds)
+        fields = {"store": str(store.folder), "note": store_note(store, data)}
+        fields["control"] = settings.distill.control
+        return record_student(run, data, settings, student, result, candidates, **fields)
+
+
+def run_eval_all(settings: Settings, run: Run) -> None:
+    """Put the completed runs of the configuration side by side; trains nothing."""
+    compare.check_variants(settings)
+    data = load_dataset(settings.dataset)
+    rows = compare.find_rows(settings, data)
+    tables = {c: compare.metric_table(rows, c) for c in compare.CONVENTIONS}
+    pairs = compare.differences(rows, data, settings)
+    metrics = settings.compare.metrics
+    sliced = {m: compare.slice_table(rows, data, m, "history_ranked") for m in metrics}
+    among = _among_candidates(settings, data, rows)
+    reported = "history_excluded" if settings.eval.exclude_history else "history_ranked"
+    verdict = verdicts(rows, pairs, metrics, reported)
+    report.write_report(run.dir, rows, data, tables, pairs, sliced, among, verdict)
+    run.write_metrics(
+        {
+            "dataset": data.name,
+            "dataset_fingerprint": data.fingerprint,
+            "n_test": len(data.splits["test"]),
+            "models": {row.name: [str(r) for r in row.runs] for row in rows},
+            "test": {row.name: [m["test"] for m in row.metrics] for row in rows},
+        }
+    )
+    first: dict[str, float] = {}  # the configuration's own rows come first
+    for row in rows:
+        first = {**row.times(), **first}
+    run.write_times(**first)
+    summary = f"\n{report.headline(tables[reported], metrics)}\n{report.notes(rows)}"
+    if among is not None:
+        summary += f"{among.title}:\n\n{report.markdown(among.table)}\n"
+    if verdict:
+        summary += "Does distillation help?\n" + "".join(f"- {line}\n" for line in verdict) + "\n"
+    summary += f"Everything: {run.dir}/metrics/comparison.md and {run.dir}/plots/\n"
+    write_text(run.dir / "metrics" / "summary.md", summary)  # a later run with nothing to do repeats it
+    sys.stdout.write(summary)
+
+
+def _among_candidates(settings: Settings, data: InteractionData, rows: list) -> report.Among | None:
+    """The comparison among few candidates, where it is asked for and the runs have it."""
+    candidates = load_candidates(settings.eval.candidates, data)
+    if candidates is None or not (lines := candidate_table.find_lines(rows, candidates)):
+        return None
+    draws = settings.compare.draws
+    found = candidate_table.candidate_differences(lines, data, candidates, settings.seed, draws)
+    return report.Among(candidates.items.shape, candidate_table.candidate_table(lines), found)
+
+
+@contextmanager
+def training_folder(run: Run) -> Iterator[Path]:
+    """The checkpoint folder of this run's fingerprint, held alone, removed once the block ends well.
+
+    Raises:
+        DoneAlready: another run of this fingerprint completed while this one waited for it.
+    """
+    folder, waited = work_dir(run.stage, run.fingerprint), []
+
+    def say(line: str) -> None:
+        waited.append(line)
+        log.info(line)
+
+    with lock(folder, say):
+        if waited and (found := find_runs(run.stage, run.fingerprint, "completed")):
+            raise DoneAlready(found[-1].folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        run.status("completed")  # before the checkpoint goes: a kill between the two loses nothing
+        shutil.rmtree(folder)
+
+
+WORK: dict[str, Callable[[Settings, Run], float | None]] = {
+    "teacher": run_teacher,
+    "student_baseline": run_student_baseline,
+    "distill": run_distill,
+    "eval_all": run_eval_all,
+}
