@@ -6,6 +6,7 @@ found, expected, what to change); 128 + n stopped by signal n (Ctrl-C 130, SIGTE
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -34,6 +35,7 @@ from src.exp.command_line import check_groups, explain
 
 log = get_logger(__name__)
 _JOBS = "jobs.jsonl"  # of a sweep: every job, its folder, how it ended
+_asked: list[Path] = []  # what `hydra.run.dir` says
 
 
 def run_stage(stage: str) -> None:
@@ -84,7 +86,8 @@ class ResultFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         with read_write(config), open_dict(config):
-            config.hydra.run = {"dir": ".", "asked": config.hydra.run.dir}
+            _asked[:] = [Path(config.hydra.run.dir).absolute()]
+            config.hydra.run.dir = "."
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
@@ -96,9 +99,11 @@ class ResultFolder(Callback):
 
 def _new_sweep_folder() -> str:
     """Name of the folder of this launch's sweep; its jobs find it in the environment."""
-    if "ANYO_SWEEP" in os.environ:
-        return os.environ["ANYO_SWEEP"]
-    return str(result_root() / time.strftime(f"sweep_%Y%m%d_%H%M%S_{os.getpid()}"))
+    if "ANYO_SWEEP" not in os.environ:
+        stem = result_root() / time.strftime(f"sweep_%Y%m%d_%H%M%S_{os.getpid()}")
+        names = (stem.with_name(f"{stem.name}_{n}") for n in itertools.count(2))
+        return str(next(f for f in itertools.chain([stem], names) if not f.exists()))
+    return os.environ["ANYO_SWEEP"]
 
 
 # Here, and not in `launch`: joblib's processes import this module and call the task alone.
@@ -163,7 +168,7 @@ def _begin(stage: str, fingerprint: str, seed: int, cfg: DictConfig, config: Map
     key = "hydra.sweep.subdir=" if sweep else "hydra.run.dir="
     asked = None
     if any(o.startswith(key) for o in h.overrides.hydra):  # else `result/result_<timestamp>`
-        asked = Path(h.runtime.output_dir if sweep else h.run.asked).absolute()
+        asked = Path(h.runtime.output_dir) if sweep else _asked[0]
     run = Run.start(asked, stage, fingerprint, seed)
     if run.main:
         log_to_file(run.dir / "run.log")
@@ -223,8 +228,10 @@ def _end_of_sweep() -> list[int]:
     jobs = [json.loads(line) for line in lines]
     failed = [job for job in jobs if job["code"]]
     if failed:
-        named = "; ".join(f"{' '.join(job['overrides'])}: {job['reason']}" for job in failed)
-        sys.stderr.write(f"error: {len(failed)} of {len(jobs)} jobs failed: {named}\n")
+        shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
+        names = (" ".join(o for o in job["overrides"] if o not in shared) for job in failed)
+        told = "; ".join(f"{name}: {job['reason']}" for name, job in zip(names, failed, strict=True))
+        sys.stderr.write(f"error: {len(failed)} of {len(jobs)} jobs failed: {told}\n")
     if not any(job["folder"] for job in jobs) and {p.name for p in folder.glob("*")} <= {
         "multirun.yaml",
         _JOBS,

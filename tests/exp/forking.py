@@ -76,11 +76,10 @@ def main() -> None:
     import transformers
 
     assert all((accelerate, matplotlib, peft, torch, transformers))
-    from src.distill import trainer_distill
-    from src.exp import settings
+    from src.exp import cli, settings, stages
     from src.teacher import ilora_teacher, tiny_llm
 
-    assert all((trainer_distill, settings, ilora_teacher, tiny_llm))
+    assert all((cli, settings, stages, ilora_teacher, tiny_llm))
     for name in _ENTRIES:
         import_module(f"src.exp.{name}")
     for line in sys.stdin:

@@ -190,12 +190,12 @@ def test_a_disk_that_fails_in_the_middle_is_one_line_and_goes_on(
 
 
 def test_an_unexpected_error_is_one_line_and_code_1(stage: Stage, monkeypatch) -> None:
-    from src.student import trainer_baseline
+    from src.exp import stages
 
     def broken(*args, **kwargs):
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr(trainer_baseline, "train_student", broken)
+    monkeypatch.setattr(stages, "train_student", broken)
     ended = stage("run_student_baseline", *TINY)
     assert ended.code == 1 and "ZeroDivisionError: two lines" in ended.error_line
     assert ended.folder and "Traceback" in (ended.folder / "run.log").read_text()

@@ -320,7 +320,6 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path, artifacts: Artifac
 def test_runs_of_one_second_and_a_clock_that_jumps_back(roots: Path, monkeypatch) -> None:
     from src.core.run import Run
     from src.core.runs import completed_run
-    from src.exp.cli import _new_result_dir
 
     stamps = ["20260102_030405", "20260102_030405", "20260101_000000", "20260102_030405"]
     stamp = iter(stamps)
@@ -329,20 +328,23 @@ def test_runs_of_one_second_and_a_clock_that_jumps_back(roots: Path, monkeypatch
         patch.setattr(
             time, "strftime", lambda form, *a: next(stamp) if form == "%Y%m%d_%H%M%S" else real(form)
         )
-        folders = [Path(_new_result_dir()) for _ in stamps]
+        runs = [Run.start(None, "teacher", "f" * 12) for _ in stamps]
+    folders = [run.dir for run in runs]
     assert len(set(folders)) == 4
-    for folder in folders:
-        run = Run.start(folder, "teacher", "f" * 12)
+    for run in runs:
         run.status("completed")
         run.close()
     assert completed_run("teacher", "f" * 12) == min(folders)
 
 
 def test_twenty_starts_at_once_get_twenty_folders(roots: Path) -> None:
-    from src.exp.cli import _new_result_dir
+    from src.core.run import Run
 
     made: list[str] = []
-    threads = [threading.Thread(target=lambda: made.append(_new_result_dir())) for _ in range(20)]
+    threads = [
+        threading.Thread(target=lambda: made.append(str(Run.start(None, "distill", "").dir)))
+        for _ in range(20)
+    ]
     for t in threads:
         t.start()
     for t in threads:

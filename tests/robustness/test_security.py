@@ -94,7 +94,7 @@ def test_no_secret_in_anything_a_run_writes(
     stage: Stage, roots: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token of the environment, met in a message and in a traceback, appears in no file and on no terminal."""
-    from src.student import trainer_baseline
+    from src.exp import stages
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     good = stage("run_student_baseline", *TINY)
@@ -106,7 +106,7 @@ def test_no_secret_in_anything_a_run_writes(
         except ConnectionError as e:
             raise RuntimeError(f"Authorization: Bearer {TOKEN}") from e
 
-    monkeypatch.setattr(trainer_baseline, "train_student", leaks)
+    monkeypatch.setattr(stages, "train_student", leaks)
     bad = stage("run_student_baseline", *TINY)
     assert bad.code == 1
     written = [p for p in roots.rglob("*") if p.is_file()]
