@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,13 +23,12 @@ from src.core.artifacts import (
     write_manifest,
 )
 from src.core.config import determining, setting
+from src.core.data_utils import InteractionData
+from src.core.datasets.filters import plain_title
 from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import candidates_dir
 from src.core.seed import numpy_stream
-
-if TYPE_CHECKING:
-    from src.core.data_utils import InteractionData
 
 FORMAT_VERSION = 1
 log = get_logger(__name__)
@@ -47,8 +45,9 @@ class CandidateConfig:
 
 
 def normal_title(title: str) -> str:
-    """Titles that are equal after this cannot be told apart in a list: case and spacing do not count."""
-    return " ".join(title.lower().split())
+    """Titles that are equal after this cannot be told apart in a list: case, spacing, composed and full-width
+    forms do not count."""
+    return plain_title(title).lower()
 
 
 class CandidateSampler:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
 
-from src.core.artifacts import fingerprint, is_complete, load_manifest, load_npy, lock, sha256_file
+from src.core.artifacts import fingerprint, is_complete, load_manifest, load_npy, lock
 from src.core.config import determining
-from src.core.datasets import reader
 from src.core.datasets.config import (
     FORMAT_VERSION,
     AmazonConfig,
@@ -28,6 +28,9 @@ from src.core.datasets.config import (
     IloraConfig,
 )
 from src.core.datasets.download import fetch_missing
+from src.core.datasets.hashes import FileHashes
+from src.core.datasets.prepare import prepare
+from src.core.datasets.readers import reader
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
 from src.core.logging import get_logger
@@ -138,22 +141,24 @@ def dataset_fingerprint(config: DatasetConfig) -> str:
     folder = raw_folder(config)
     if config.download:
         fetch_missing(config, folder)
-    hashes = [sha256_file(f) for f in reader(config.reader).files(folder, config)]
+    hashes = FileHashes().sha256(reader(config.reader).files(folder, config))
     return fingerprint({"version": FORMAT_VERSION, "raw": hashes, "config": determining(config)})
 
 
 def load_dataset(config: DatasetConfig) -> InteractionData:
-    """The prepared dataset of `config`, prepared now if its fingerprint is new; its splits are checked for leaks."""
+    """The prepared dataset of `config`, prepared now if its fingerprint is new.
+
+    Hashes, arrays and leaks are checked when a folder is new to this machine or has changed; else opening it takes
+    no time that grows with the log.
+    """
     fp = dataset_fingerprint(config)
     folder = processed_dir(config.name, fp)
     if not is_complete(folder):
         with lock(folder, log.info):
             if not is_complete(folder):
-                from src.core.datasets.prepare import prepare
-
                 prepare(config, raw_folder(config), fp, folder)
+                FileHashes().remember(_files(folder))
     data = _open(config, fp, folder)
-    data.check_no_leaks(config)
     sizes = ", ".join(f"{len(ids)} {split}" for split, ids in data.splits.items())
     users = len(data.offsets) - 1
     log.info("dataset %s/%s: %d items, %d users, samples: %s", data.name, fp, data.n_items, users, sizes)
@@ -161,33 +166,64 @@ def load_dataset(config: DatasetConfig) -> InteractionData:
 
 
 def _open(config: DatasetConfig, fp: str, folder: Path) -> InteractionData:
-    info = load_manifest(
-        folder, {"format_version": FORMAT_VERSION, "dataset_fingerprint": fp}, f"delete {folder}"
-    )
-    data = InteractionData(
-        name=config.name,
-        fingerprint=fp,
-        items=load_npy(folder / "items.npy", mmap=True),
-        times=load_npy(folder / "times.npy", mmap=True),
-        offsets=load_npy(folder / "offsets.npy"),
-        splits={split: load_npy(folder / f"split_{split}.npy") for split in NAMES},
-        **_catalogue(folder / "catalogue.parquet"),
-        max_history=config.max_history,
-        info=info,
-        own_rows=config.split == "official",
-    )
+    known = FileHashes()
+    checked = is_complete(folder) and known.unchanged(_files(folder))
+    expect = {"format_version": FORMAT_VERSION, "dataset_fingerprint": fp}
+    info = load_manifest(folder, expect, f"delete {folder}", hashed=not checked)
+    data = _read(config.name, config.max_history, config.split == "official", info, folder)
+    if not checked:
+        _check_arrays(data, folder)
+        data.check_no_leaks(config)
+        known.remember(_files(folder))
+    return data
+
+
+def open_dataset(folder: Path) -> InteractionData:
+    """A prepared dataset by its folder, without its configuration; hashes and arrays are checked.
+
+    Raises:
+        UserError: no prepared dataset, or one that was changed.
+    """
+    info = load_manifest(folder, {"format_version": FORMAT_VERSION}, "the folder of a prepared dataset")
+    try:
+        config = info["config"]
+        data = _read(info["dataset"], config["max_history"], config["split"] == "official", info, folder)
+    except (KeyError, TypeError):
+        raise UserError(f"{folder} has no settings", "a prepared dataset", "the folder") from None
     _check_arrays(data, folder)
     return data
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def _read(
+    name: str, max_history: int, own_rows: bool, info: Mapping[str, Any], folder: Path
+) -> InteractionData:
+    return InteractionData(
+        name=name,
+        fingerprint=info["dataset_fingerprint"],
+        items=load_npy(folder / "items.npy", mmap=True),
+        times=load_npy(folder / "times.npy", mmap=True),
+        offsets=load_npy(folder / "offsets.npy", mmap=True),
+        splits={split: load_npy(folder / f"split_{split}.npy", mmap=True) for split in NAMES},
+        **_catalogue(folder / "catalogue.parquet"),
+        max_history=max_history,
+        info=info,
+        own_rows=own_rows,
+    )
+
+
 def _catalogue(path: Path) -> dict[str, list[str]]:
     try:
-        table = pd.read_parquet(path, columns=["raw_id", "title"])
-    except (OSError, ValueError) as e:  # pyarrow's errors are ValueErrors
+        table = pa_parquet.read_table(path, columns=["raw_id", "title"])
+        ids, titles = (table.column(name).to_numpy().tolist() for name in ("raw_id", "title"))
+    except (OSError, pa.ArrowException, KeyError) as e:
         raise UserError(
             f"{path} cannot be read: {e}", "columns raw_id and title", f"delete {path.parent}"
         ) from None
-    return {"titles": ["", *table["title"]], "raw_items": ["", *table["raw_id"]]}
+    return {"titles": ["", *titles], "raw_items": ["", *ids]}
 
 
 def _check_arrays(data: InteractionData, folder: Path) -> None:

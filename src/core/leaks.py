@@ -1,16 +1,16 @@
-"""The checks that every run makes before it uses a split: nothing held out can be seen in training."""
+"""The checks that a split passes once before it is used: nothing held out can be seen in training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from src.core.datasets.config import DatasetConfig
 from src.core.errors import UserError
+from src.core.logging import get_logger
 
-if TYPE_CHECKING:
-    from src.core.datasets.config import DatasetConfig
+log = get_logger(__name__)
 
 _CHANCE = 5  # users can share a shorter history and target by chance
 
@@ -34,15 +34,14 @@ def check_no_leaks(
     stands in the history of a training sample. For `global_time`: no target of an earlier split is
     later than one of a later split. For `user_split`: no user is in two splits. For `official`: no
     target is its own newest history item, and no row (at least five history items
-    and the target) is in two splits.
+    and the target) is in two splits; with `ilora.allow_repeats` these two are only said in the log.
     """
     fix = f"the split protocol {config.split}, and delete the prepared dataset"
-    step_back = np.flatnonzero(np.diff(times) < 0) + 1
-    if not np.isin(step_back, offsets).all():
-        raise UserError("a user's rows are not in time order", "a table sorted by user and time", fix)
     used = np.zeros(len(items), dtype=bool)
     first = np.zeros(len(items), dtype=bool)
     first[offsets[:-1]] = True
+    if not first[1:][times[1:] < times[:-1]].all():
+        raise UserError("a user's rows are not in time order", "a table sorted by user and time", fix)
     for name, rows in splits.items():
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(items) or (np.diff(rows) <= 0).any()):
             raise UserError(
@@ -61,7 +60,7 @@ def check_no_leaks(
     elif config.split == "user_split":
         _users_disjoint(offsets, splits, fix)
     elif config.split == "official":
-        _official_rows(items, offsets, splits)
+        _official_rows(items, offsets, splits, config.ilora is not None and config.ilora.allow_repeats)
 
 
 def _no_held_out_target_in_training(
@@ -106,18 +105,19 @@ def _users_disjoint(offsets: np.ndarray, splits: Mapping[str, np.ndarray], fix: 
         owner[users] = number
 
 
-def _official_rows(items: np.ndarray, offsets: np.ndarray, splits: Mapping[str, np.ndarray]) -> None:
-    fix = "the split files, or dataset.ilora.strip_target=true"
+def _official_rows(
+    items: np.ndarray, offsets: np.ndarray, splits: Mapping[str, np.ndarray], allow_repeats: bool
+) -> None:
+    fix = "the split files, or dataset.ilora.strip_target=true or allow_repeats=true"
     seen: dict[bytes, str] = {}
     for name, rows in splits.items():
-        wrong = np.flatnonzero(items[rows] == items[rows - 1])
-        if len(wrong):
-            raise UserError(
-                f"{len(wrong)} of {len(rows)} {name} rows have their target as the newest history item",
-                "targets outside the history's end",
-                fix,
-            )
+        if wrong := np.count_nonzero(items[rows] == items[rows - 1]):
+            found = f"{wrong} of {len(rows)} {name} rows have their target as the newest history item"
+            if not allow_repeats:
+                raise UserError(found, "targets outside the history's end", fix)
+            log.info("%s", found)
     # The smaller splits are remembered, the large one is only looked up.
+    shared = 0
     for name in sorted(splits, key=lambda n: len(splits[n])):
         starts = offsets[np.searchsorted(offsets, splits[name], side="right") - 1]
         for start, row in zip(starts.tolist(), splits[name].tolist(), strict=True):
@@ -125,6 +125,8 @@ def _official_rows(items: np.ndarray, offsets: np.ndarray, splits: Mapping[str, 
                 continue
             key = items[start : row + 1].tobytes()
             if seen.setdefault(key, name) != name:
-                raise UserError(
-                    f"a {name} row stands in {seen[key]} too", "rows of one split only", "the split files"
-                )
+                shared += 1
+                if not allow_repeats:
+                    raise UserError(f"a {name} row stands in {seen[key]} too", "rows of one split only", fix)
+    if shared:
+        log.info("%d rows stand in two splits", shared)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.core.datasets import RawLog, encode
 from src.core.datasets.filters import Filters, canonical_order
+from src.core.datasets.raw_log import RawLog, encode
 from src.core.errors import UserError
 
 
@@ -122,7 +122,9 @@ def test_missing_titles(base, caplog):
     titles = {"10": "Ten", "11": "", "12": "Twelve"}
     with pytest.raises(UserError, match="1 items have no title, the first is 11"):
         run(replace(base, missing_titles="error"), ROWS, titles)
-    left, report, _ = run(replace(base, missing_titles="drop"), ROWS, titles)
+    with pytest.raises(UserError, match="11; 16.7% of the interactions .* 10.0%; .*dataset.max_untitled"):
+        run(replace(base, missing_titles="drop"), ROWS, titles)
+    left, report, _ = run(replace(base, missing_titles="drop", max_untitled=0.2), ROWS, titles)
     assert 11 not in [item for _, item, _ in left] and report[0]["removed_interactions"] == 1
     left, report, names = run(replace(base, missing_titles="id"), ROWS, titles)
     assert len(left) == 6 and names == ["Ten", "11", "Twelve"] and report == []

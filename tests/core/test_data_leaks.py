@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from src.core.data_utils import InteractionData, load_dataset
+from src.core.artifacts import save_npy
+from src.core.data_utils import InteractionData, dataset_fingerprint, load_dataset
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
+from src.core.paths import processed_dir
+from tests.robustness.conftest import reseal
 
 OFFSETS = np.array([0, 5, 10])
 ITEMS = np.arange(1, 11)
@@ -82,15 +86,25 @@ def test_official_row_in_two_splits_fails(config):
         )
 
 
-def test_every_load_checks(roots, dataset_config, monkeypatch):
-    """A split file that was made to leak stops the next run before it starts."""
+def test_a_folder_is_checked_once_and_again_when_it_changed(roots, dataset_config, monkeypatch):
+    """A split file that was made to leak stops the next run before it starts, with or without the right hash."""
     config = dataset_config("demo", "dataset.demo.users=40", "dataset.demo.items=40", "dataset.demo.groups=2")
-    data = load_dataset(config)
-    leaking = {**data.splits, "train": data.splits["test"], "test": data.splits["train"]}
-    bad = InteractionData(**{**vars(data), "splits": leaking})
-    with pytest.raises(UserError, match="held-out|later than"):
-        bad.check_no_leaks(config)
     called = []
-    monkeypatch.setattr("src.core.data_utils.check_no_leaks", lambda *a: called.append(a))
+    monkeypatch.setattr(InteractionData, "check_no_leaks", lambda self, c: called.append(c))
     load_dataset(config)
-    assert len(called) == 1
+    time.sleep(0.06)  # younger files are not remembered
+    load_dataset(config)
+    known = len(called)
+    load_dataset(config)
+    assert len(called) == known  # nothing changed since the last check
+    monkeypatch.undo()
+    monkeypatch.setenv("ANYO_DATA_ROOT", str(roots / "data"))
+    folder = processed_dir(config.name, dataset_fingerprint(config))
+    train, test = (np.load(folder / f"split_{name}.npy") for name in ("train", "test"))
+    save_npy(folder / "split_train.npy", test)
+    save_npy(folder / "split_test.npy", train)
+    with pytest.raises(UserError, match="does not have the hash"):
+        load_dataset(config)
+    reseal(folder)
+    with pytest.raises(UserError, match="held-out|later than"):
+        load_dataset(config)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from src.core.data_utils import dataset_fingerprint, load_dataset
+from src.core.datasets import plots
 from src.core.errors import UserError
 from src.core.paths import processed_dir
 
@@ -62,19 +63,23 @@ def test_numbers_by_hand(small):
     assert data.n_items == 4 and data.info["n_samples"] == {"train": 3, "valid": 1, "test": 1}
 
 
-def test_page_and_plots(small):
+def test_page_and_plots_on_demand(small, tmp_path, capsys):
     load_dataset(small)
     page = (folder_of(small) / "statistics.md").read_text()
     assert "| interactions | 8 |" in page and "| test | 1 | 1 | 1 | 1970-01-01T00:00:30" in page
-    plots = sorted(p.name for p in (folder_of(small) / "plots").iterdir())
-    assert plots == ["popularity.png", "time.png", "title_words.png", "user_lengths.png"]
-    assert all((folder_of(small) / "plots" / p).read_bytes()[:4] == b"\x89PNG" for p in plots)
+    assert not list(folder_of(small).rglob("*.png"))
+    assert plots.main([str(folder_of(small)), "--out", str(tmp_path / "plots")]) == 0
+    made = sorted((tmp_path / "plots").iterdir())
+    assert [p.name for p in made] == ["popularity.png", "time.png", "title_words.png", "user_lengths.png"]
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in made)
+    assert plots.main([str(tmp_path)]) == 2
+    assert "has no manifest.json" in capsys.readouterr().err
 
 
 def test_prepared_once_and_byte_for_byte_again(small, roots, monkeypatch):
     load_dataset(small)
     first = {p.name: p.read_bytes() for p in folder_of(small).glob("*") if p.is_file()}
-    monkeypatch.setattr("src.core.datasets.prepare.prepare", lambda *a: pytest.fail("prepared twice"))
+    monkeypatch.setattr("src.core.data_utils.prepare", lambda *a: pytest.fail("prepared twice"))
     load_dataset(small)
     monkeypatch.undo()
     monkeypatch.setenv("ANYO_DATA_ROOT", str(roots / "elsewhere"))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from src.core.data_utils import load_dataset
-from src.core.datasets import reader
-from src.core.datasets.movielens import clean_title
+from src.core.datasets.readers import reader
+from src.core.datasets.tabular import clean_title
 from src.core.errors import UserError
 
 
@@ -34,7 +34,7 @@ def rows(log):
     """(user, item, seconds, rating) of a log, by raw ids."""
     ratings = [None] * len(log.timestamps) if log.ratings is None else log.ratings.tolist()
     users, items = log.users.values[log.users.codes].tolist(), log.items.values[log.items.codes].tolist()
-    return list(zip(users, items, log.timestamps.tolist(), ratings, strict=True))
+    return list(zip(users, items, (log.timestamps // log.resolution).tolist(), ratings, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from src.core.datasets.raw_log import encode, seconds, title_series
-from src.core.datasets.tables import Id, read_lines, read_parquet, read_table, require_files
+from src.core.datasets.raw_log import encode, title_series
+from src.core.datasets.tables import Form, Id, read_lines, read_parquet, read_table, require_files
+from src.core.datasets.times import ticks
 from src.core.errors import UserError
 
 LOG = {"user": int, "item": int, "rating": float, "time": int}
@@ -28,13 +30,13 @@ def write(path, data: bytes):
     ids=["plain", "crlf", "bom, no last newline"],
 )
 def test_reads_columns_exactly(tmp_path, data):
-    table = read_table(write(tmp_path / "log", data), "\t", LOG)
+    table = read_table(write(tmp_path / "log", data), LOG, Form("\t"))
     assert table.to_pydict() == {"user": [1, 2], "item": [10, 11], "rating": [3.0, 4.5], "time": [100, 200]}
 
 
 def test_long_separator_and_unused_columns(tmp_path):
     path = write(tmp_path / "m", "7::Ça: a::Drama\n8::B::x|y\n".encode())
-    assert read_table(path, "::", {"item": int, "title": str}, n_columns=3).to_pydict() == {
+    assert read_table(path, {"item": int, "title": str}, Form("::", width=3)).to_pydict() == {
         "item": [7, 8],
         "title": ["Ça: a", "B"],
     }
@@ -42,16 +44,15 @@ def test_long_separator_and_unused_columns(tmp_path):
 
 def test_latin_1(tmp_path):
     path = write(tmp_path / "m", "1|Fantômas|x\n".encode("latin-1"))
-    assert read_table(path, "|", {"i": int, "t": str}, n_columns=3, encoding="latin-1")["t"].to_pylist() == [
-        "Fantômas"
-    ]
+    form = Form("|", encoding="latin-1", width=3)
+    assert read_table(path, {"i": int, "t": str}, form)["t"].to_pylist() == ["Fantômas"]
     with pytest.raises(UserError, match=r"m line 1: byte 0xf4 is not utf8"):
-        read_table(path, "|", {"i": int, "t": str}, n_columns=3)
+        read_table(path, {"i": int, "t": str}, Form("|", width=3))
 
 
 def test_quotes_separators_and_line_breaks_in_titles(tmp_path):
     path = write(tmp_path / "i.csv", b'title,item\n"A, ""B""\nC",1\nNA,2\n,3\n')
-    table = read_table(path, ",", {"item": Id, "title": str}, header=True, quoted=True)
+    table = read_table(path, {"item": Id, "title": str}, Form(header=True, quoted=True))
     assert table["title"].to_pylist() == ['A, "B"\nC', "NA", ""]
 
 
@@ -71,25 +72,25 @@ def test_quotes_separators_and_line_breaks_in_titles(tmp_path):
 )
 def test_refuses_with_the_line(tmp_path, data, message):
     with pytest.raises(UserError, match=message):
-        read_table(write(tmp_path / "log", data), "\t", LOG)
+        read_table(write(tmp_path / "log", data), LOG, Form("\t"))
 
 
 def test_header_without_the_column(tmp_path):
     path = write(tmp_path / "log.csv", b"userId,movieId\n1,2\n")
     with pytest.raises(UserError, match="columns userId, movieId; expected a column rating"):
-        read_table(path, ",", {"userId": int, "rating": float}, header=True)
+        read_table(path, {"userId": int, "rating": float}, Form(header=True))
 
 
 def test_quotes_where_the_format_has_none(tmp_path):
     path = write(tmp_path / "log.csv", b'"userId",movieId\n1,2\n')
     with pytest.raises(UserError, match='columns "userId", movieId; expected a column userId'):
-        read_table(path, ",", {"userId": int}, header=True)
+        read_table(path, {"userId": int}, Form(header=True))
 
 
 def test_unclosed_quote(tmp_path):
     path = write(tmp_path / "i.csv", b'item,title\n1,"abc\n2,def\n')
     with pytest.raises(UserError, match="i.csv"):
-        read_table(path, ",", {"item": Id, "title": str}, header=True, quoted=True)
+        read_table(path, {"item": Id, "title": str}, Form(header=True, quoted=True))
 
 
 def test_missing_and_empty_files(tmp_path):
@@ -138,20 +139,17 @@ def test_encode_keeps_text_ids_apart():
 
 @pytest.mark.parametrize("scale", [1, 10**15], ids=["dense", "sparse"])
 def test_encode_integers(scale):
-    import numpy as np
-
     ids = encode(np.array([5, -3, 5, 9]) * scale)
     assert ids.values.tolist() == [-3 * scale, 5 * scale, 9 * scale] and ids.codes.tolist() == [1, 0, 1, 2]
 
 
-def test_units_of_time(tmp_path, caplog):
-    import numpy as np
-
+def test_units_of_time():
     at = np.array([881250949, 1500000000])
     for unit in (1, 1000, 10**6, 10**9):
-        assert seconds(at * unit, tmp_path).tolist() == at.tolist()
-    with pytest.raises(UserError, match="row 3: time 1500000000000 is in another unit"):
-        seconds(np.array([881250949, 1500000000, 1500000000000]), tmp_path)
+        assert ticks(at * unit, "row {}".format)[0].tolist() == (at * unit).tolist()
+        assert ticks(at * unit, "row {}".format)[1] == unit
+    with pytest.raises(UserError, match="row 2: time 1500000000000 is in another unit"):
+        ticks(np.array([881250949, 1500000000, 1500000000000]), "row {}".format)
 
 
 def test_titles_first_row_counts(tmp_path, caplog):

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.core.datasets import RawLog, encode
 from src.core.datasets.config import DatasetConfig
-from src.core.datasets.prepare import Prepared, _from_log
+from src.core.datasets.prepare import _from_log
+from src.core.datasets.raw_log import RawLog, encode
+from src.core.datasets.statistics import Prepared
+from src.core.datasets.times import parse_time
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
-from src.core.splits import eligible_rows, global_time, leave_one_out, parse_time, user_split
+from src.core.splits import eligible_rows, global_time, leave_one_out, user_split
 
 BASE = DatasetConfig(
     name="hand",
@@ -25,6 +27,7 @@ BASE = DatasetConfig(
     download=False,
     bad_times="error",
     missing_titles="id",
+    max_untitled=0.1,
     duplicate_titles="keep",
     min_rating=None,
     repeats="keep",
@@ -86,7 +89,7 @@ def test_global_time_ratio():
     samples = np.array([1, 2, 3, 4, 6, 7])  # times 20 20 30 50 20 60
     config = replace(BASE, split_ratio=(0.5, 0.25, 0.25))
     # in time: 1 2 6 | 3 | 4 7
-    assert lists(global_time(samples, TIMES, OFFSETS, config)) == {
+    assert lists(global_time(samples, TIMES, config)) == {
         "train": [1, 2, 6],
         "valid": [3],
         "test": [4, 7],
@@ -96,14 +99,14 @@ def test_global_time_ratio():
 def test_global_time_ratio_of_ten_samples_is_exact():
     # 0.8 + 0.1 is 0.9000000000000000222 or less in floating point; the papers' int() must not lose a sample
     rows = np.arange(10)
-    splits = global_time(rows, rows, np.array([0, 10]), BASE)
+    splits = global_time(rows, rows, BASE)
     assert [len(splits[s]) for s in splits] == [8, 1, 1]
 
 
 def test_global_time_timestamps():
     samples = np.array([1, 2, 3, 4, 6, 7])
     config = replace(BASE, split_times=("30", "1970-01-01T00:00:50"))
-    assert lists(global_time(samples, TIMES, OFFSETS, config)) == {
+    assert lists(global_time(samples, TIMES, config)) == {
         "train": [1, 2, 6],
         "valid": [3],
         "test": [4, 7],
@@ -112,7 +115,7 @@ def test_global_time_timestamps():
 
 def test_leave_one_out():
     samples = np.array([1, 2, 3, 4, 6, 7])
-    assert lists(leave_one_out(samples, TIMES, OFFSETS, BASE)) == {
+    assert lists(leave_one_out(samples, OFFSETS)) == {
         "train": [1, 2],
         "valid": [3, 6],
         "test": [4, 7],
@@ -122,14 +125,14 @@ def test_leave_one_out():
 def test_user_split_draws_one_sample_of_each_held_out_user():
     offsets = np.arange(0, 101, 5)  # 20 users of 5 rows, samples 1..4 of each
     samples = np.flatnonzero(np.arange(100) % 5 > 0)
-    splits = user_split(samples, np.zeros(100), offsets, BASE)
+    splits = user_split(samples, offsets, BASE)
     assert [len(splits[s]) for s in ("train", "valid", "test")] == [16 * 4, 2, 2]
     users = {s: set((rows // 5).tolist()) for s, rows in splits.items()}
     assert not (
         users["train"] & users["valid"] or users["train"] & users["test"] or users["valid"] & users["test"]
     )
-    again = user_split(samples, np.zeros(100), offsets, BASE)
-    other = user_split(samples, np.zeros(100), offsets, replace(BASE, split_seed=1))
+    again = user_split(samples, offsets, BASE)
+    other = user_split(samples, offsets, replace(BASE, split_seed=1))
     assert lists(again) == lists(splits) != lists(other)
 
 

@@ -144,7 +144,9 @@ def _columns() -> Iterator[Case]:
         (box.folder / "raw" / "interactions.xlsx").write_bytes(b"PK\3\4")
         load_dataset(config)
 
-    yield Case("csv: a spreadsheet", excel, ("interactions.xlsx", ".csv, .tsv or .parquet", "dataset.csv"))
+    yield Case(
+        "csv: a spreadsheet", excel, ("interactions.xlsx", ".csv, .tsv, .parquet or .jsonl", "dataset.csv")
+    )
 
     for name, content, says in (
         ("not parquet", b"user,item\n", ("interactions.parquet cannot be read",)),

@@ -1,11 +1,12 @@
-"""Turn the official split files of iLoRA (and LLaRA) into the CSV files that `reader: ilora` takes.
+"""Turn the official split files of iLoRA, LLaRA and DLLM2Rec into the CSV files that `reader: ilora` takes.
 
     python -m src.core.datasets.convert_ilora data/ref/lastfm data/raw/lastfm_ilora
 
 The official `train_data.df`, `Val_data.df`, `Test_data.df` are pickles, which can run any code when
 they are read. This command is the only place that reads one, with an unpickler that knows nothing but
-what a pandas table of numbers and lists is made of; anything else stops it before it is called. The
-titles come from `id2name.txt`, or for MovieLens from `u.item` (item ids there count from 1).
+what a pandas table of numbers, texts and lists is made of; anything else stops it before it is called. DLLM2Rec's
+`val_data.csv` and `test_data.csv` are copied. The titles come from `id2name.txt` (of BIGRec for DLLM2Rec), or for
+MovieLens from `u.item` (item ids there count from 1).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import pandas as pd
 from pandas.compat import pickle_compat
 
 from src.core.artifacts import write_text, writing
-from src.core.datasets.ilora import SPLIT_FILES, TITLES
-from src.core.datasets.movielens import clean_title
+from src.core.datasets.split_files import SPLIT_FILES, TITLES, read_names
 from src.core.datasets.tables import read_lines, require_files
+from src.core.datasets.tabular import clean_title
 from src.core.errors import UserError
 from src.core.logging import get_logger, setup_logging
 
@@ -84,20 +85,24 @@ def read_pickled_table(path: Path) -> pd.DataFrame:
 
 def convert(source: Path, target: Path) -> dict[str, int]:
     """Write the CSV files and the titles of `source` to `target`; returns the rows of each file."""
-    pickles = require_files(
-        source, [name.replace(".csv", ".df") for name in SPLIT_FILES], "the source folder"
-    )
+    names = [_official(source, name) for name in SPLIT_FILES]
+    paths = require_files(source, names, "the source folder")
     titles = _titles(source)
     rows = {}
-    for path, name in zip(pickles, SPLIT_FILES, strict=True):
-        table = read_pickled_table(path)
+    for path, name in zip(paths, SPLIT_FILES, strict=True):
+        if path.suffix == ".csv":
+            with open(path, newline="", encoding="utf-8") as f:
+                table = list(csv.reader(f))[1:]
+        else:
+            frame = read_pickled_table(path)
+            table = list(zip(frame["seq"], frame["len_seq"], frame["next"], strict=True))
         with writing(target / name) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
             out = csv.writer(f, lineterminator="\n")
             out.writerow(["seq", "len_seq", "next"])
-            for row, (seq, length, following) in enumerate(
-                zip(table["seq"], table["len_seq"], table["next"], strict=True), start=1
-            ):
+            for row, values in enumerate(table, start=1):
                 try:
+                    seq, length, following = values
+                    seq = seq.strip("[] ").split(",") if isinstance(seq, str) else seq
                     out.writerow([str([_item(x) for x in seq]), int(length), _item(following)])
                 except (TypeError, ValueError) as e:
                     raise UserError(
@@ -109,16 +114,23 @@ def convert(source: Path, target: Path) -> dict[str, int]:
     return rows
 
 
+def _official(source: Path, name: str) -> str:
+    """The official file of a split: a pickle, or for DLLM2Rec's held-out splits a CSV file."""
+    plain = name.lower()
+    return plain if (source / plain).is_file() and plain != SPLIT_FILES[0] else name.replace(".csv", ".df")
+
+
 def _item(value: Any) -> int:
-    """An item id; the MovieLens files pair it with its rating."""
-    return int(value[0] if isinstance(value, (tuple, list)) else value)
+    """An item id, also as text or 4881.0; the MovieLens files pair it with its rating."""
+    value = value[0] if isinstance(value, (tuple, list)) else value
+    if float(value) != int(float(value)):
+        raise ValueError(f"the item id {value!r} is no whole number")
+    return int(float(value))
 
 
 def _titles(source: Path) -> list[tuple[int, str]]:
     if (source / TITLES).is_file():
-        return [
-            (int(row[0]), "::".join(row[1:]).strip()) for row in read_lines(source / TITLES, "::", least=2)
-        ]
+        return [(i, name.strip()) for i, name in read_names(source / TITLES).items()]
     (path,) = require_files(source, ["u.item"], f"the source folder ({TITLES}, or u.item for MovieLens)")
     rows = read_lines(path, "|", least=2, encoding="latin-1")
     return [(int(row[0]) - 1, clean_title(row[1])) for row in rows]

@@ -16,59 +16,32 @@ titles has something to teach one that does not. The process, all from `dataset.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.core.datasets import RawLog, encode, title_series
+from src.core.datasets.config import DatasetConfig, DemoConfig
+from src.core.datasets.raw_log import RawLog, encode, title_series
 from src.core.seed import numpy_stream
 
-if TYPE_CHECKING:
-    from src.core.datasets.config import DatasetConfig, DemoConfig
-
 # One line per theme: adjectives; nouns. Neighbours share a word or two on purpose.
-_THEMES = [
-    ("Stellar Orbital Lunar Cosmic Galactic", "Comet Rocket Nebula Planet Voyage Signal Station Star Engine"),
-    ("Sunken Tidal Salty Coastal Deep", "Harbor Lighthouse Whale Anchor Voyage Reef Captain Island Storm"),
-    ("Haunted Cursed Ghostly Hollow Pale", "Manor Crypt Specter Lantern Graveyard Curse Raven Cellar Storm"),
-    ("Royal Noble Gallant Ancient Crowned", "Knight Castle Throne Sword Queen Dragon Banner Raven Oath"),
-    ("Tender Blushing Beloved Secret Sweet", "Kiss Letter Wedding Rose Heart Garden Sweetheart Promise Oath"),
-    ("Frozen Alpine Snowy Northern Icy", "Glacier Summit Wolf Avalanche Cabin Sled Ridge Storm Expedition"),
-    (
-        "Criminal Crooked Smoking Corrupt Wanted",
-        "Detective Alibi Heist Witness Evidence Gangster Safe Case Letter",
-    ),
-    ("Dusty Western Lonesome Prairie Outlaw", "Saddle Sheriff Canyon Ranch Cowboy Revolver Trail Horse Wolf"),
-    (
-        "Digital Neon Electric Virtual Binary",
-        "Hacker Android Network Circuit Machine Code Robot Signal Engine",
-    ),
-    (
-        "Tropical Wild Jungle Verdant Untamed",
-        "Tiger River Temple Parrot Vine Expedition Monkey Waterfall Island",
-    ),
-    ("Culinary Savory Spicy Golden Roasted", "Kitchen Chef Recipe Banquet Pepper Bakery Feast Tavern Garden"),
-    (
-        "Athletic Winning Olympic Tireless Champion",
-        "Stadium Coach Marathon Trophy Boxer Racer Goal Referee Heart",
-    ),
-    (
-        "Musical Melodic Jazzy Lyrical Acoustic",
-        "Piano Singer Ballad Orchestra Drummer Chorus Violin Encore Rose",
-    ),
-    (
-        "Military Armored Fallen Brave Marching",
-        "Soldier Battalion Trench Bunker Admiral Siege Medal Sword Banner",
-    ),
-    (
-        "Mystic Arcane Enchanted Spellbound Magical",
-        "Wizard Potion Sorcerer Rune Familiar Dragon Tome Crystal Temple",
-    ),
-    (
-        "Political Diplomatic Loyal Treacherous Public",
-        "Senator Election Ballot Scandal Treaty Embassy Speech Case Throne",
-    ),
-]
+_THEMES = """
+Stellar Orbital Lunar Cosmic Galactic;Comet Rocket Nebula Planet Voyage Signal Station Star Engine
+Sunken Tidal Salty Coastal Deep;Harbor Lighthouse Whale Anchor Voyage Reef Captain Island Storm
+Haunted Cursed Ghostly Hollow Pale;Manor Crypt Specter Lantern Graveyard Curse Raven Cellar Storm
+Royal Noble Gallant Ancient Crowned;Knight Castle Throne Sword Queen Dragon Banner Raven Oath
+Tender Blushing Beloved Secret Sweet;Kiss Letter Wedding Rose Heart Garden Sweetheart Promise Oath
+Frozen Alpine Snowy Northern Icy;Glacier Summit Wolf Avalanche Cabin Sled Ridge Storm Expedition
+Criminal Crooked Smoking Corrupt Wanted;Detective Alibi Heist Witness Evidence Gangster Safe Case Letter
+Dusty Western Lonesome Prairie Outlaw;Saddle Sheriff Canyon Ranch Cowboy Revolver Trail Horse Wolf
+Digital Neon Electric Virtual Binary;Hacker Android Network Circuit Machine Code Robot Signal Engine
+Tropical Wild Jungle Verdant Untamed;Tiger River Temple Parrot Vine Expedition Monkey Waterfall Island
+Culinary Savory Spicy Golden Roasted;Kitchen Chef Recipe Banquet Pepper Bakery Feast Tavern Garden
+Athletic Winning Olympic Tireless Champion;Stadium Coach Marathon Trophy Boxer Racer Goal Referee Heart
+Musical Melodic Jazzy Lyrical Acoustic;Piano Singer Ballad Orchestra Drummer Chorus Violin Encore Rose
+Military Armored Fallen Brave Marching;Soldier Battalion Trench Bunker Admiral Siege Medal Sword Banner
+Mystic Arcane Enchanted Spellbound Magical;Wizard Potion Sorcerer Rune Familiar Dragon Tome Crystal Temple
+Political Diplomatic Loyal Treacherous Public;Senator Election Ballot Scandal Treaty Embassy Speech Case Throne
+""".strip().splitlines()
 _MOODS = ["Bright", "Dark", "Quiet", "Furious", "Strange", "Gentle"]
 MAX_GROUPS = len(_THEMES)
 
@@ -107,7 +80,7 @@ def _items(demo: DemoConfig) -> tuple[np.ndarray, np.ndarray, list[str]]:
     part: dict[tuple[int, int], int] = {}
     for key in zip(group.tolist(), mood.tolist(), strict=True):
         if not unused.get(key):
-            adjectives, nouns = (words.split() for words in _THEMES[key[0]])
+            adjectives, nouns = (words.split() for words in _THEMES[key[0]].split(";"))
             pairs = [f"{adjective} {noun}" for adjective in adjectives for noun in nouns]
             unused[key] = [pairs[i] for i in rng.permutation(len(pairs))]
             part[key] = part.get(key, 0) + 1

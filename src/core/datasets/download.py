@@ -1,4 +1,4 @@
-"""Fetching raw files: resumed where it stopped, over TLS, verified, unpacked without trust.
+"""Fetching raw files with pooch: over TLS, of bounded size, verified, unpacked without trust.
 
 `checksums.json` in the raw folder records the SHA-256 of every download; a file without a published
 checksum must have the recorded one when it is fetched again.
@@ -7,28 +7,21 @@ checksum must have the recorded one when it is fetched again.
 from __future__ import annotations
 
 import gzip
-import hashlib
-import http.client
 import os
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
+from urllib.parse import urljoin, urlsplit
 
 from src.core.artifacts import lock, read_json, sha256_file, write_json, writing
+from src.core.datasets.config import DatasetConfig
 from src.core.datasets.jsonl import existing
 from src.core.datasets.sources import Download, Source, source
 from src.core.errors import UserError
-from src.core.logging import get_logger, progress
+from src.core.logging import get_logger
 from src.core.signals import check_stop
-
-if TYPE_CHECKING:
-    from src.core.datasets.config import DatasetConfig
 
 log = get_logger(__name__)
 _CHUNK = 1 << 20
@@ -74,134 +67,108 @@ def _missing(origin: Source, folder: Path) -> list[Download]:
 
 
 def fetch(download: Download, folder: Path) -> None:
-    """Download, verify, unpack one file into `folder`.
+    """Download, verify, unpack one file into `folder`; nothing is left of one that fails.
 
-    What was fetched of an interrupted download stays as `<name>.part` and is continued.
+    Raises:
+        UserError: no connection after four attempts, no TLS, a size or checksum that does not fit, an archive that
+            cannot be used.
     """
-    part = folder / f"{download.name}.part"
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            _transfer(download, part)
-            break
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
-            final = isinstance(e, urllib.error.HTTPError) and e.code < 500
-            if final or attempt == _ATTEMPTS:
-                names = ", ".join(download.files)
-                raise UserError(
-                    f"{download.url} cannot be fetched: {e}",
-                    f"a connection, or {names} in {folder}",
-                    "dataset.raw_dir or dataset.download",
-                ) from None
-            log.info("%s: %s; attempt %d of %d", download.name, e, attempt + 1, _ATTEMPTS)
-            time.sleep(2.0**attempt / 2)
-    _tag(part).unlink(missing_ok=True)  # complete, or useless: never continued
+    import pooch
+    import requests
+
+    _require_tls(download.url)
+    record = folder / _RECORD
+    recorded = read_json(record) if record.is_file() else {}
+    known = f"sha256:{recorded[download.name]}" if download.name in recorded else None
+    stage = folder / ".download"
+    pup = pooch.create(
+        stage,
+        base_url="",
+        registry={download.name: download.checksum or known},
+        urls={download.name: download.url},
+        retry_if_failed=_ATTEMPTS - 1,
+    )
+    part = stage / download.name
+    pooch.get_logger().setLevel("WARNING")
     try:
-        digest = _verify(download, part, folder)
+        pup.fetch(download.name, downloader=_Capped(download.max_bytes))
+        digest = sha256_file(part)
         if download.members:
             _unpack(download, part, folder)
         else:
             part.replace(folder / download.name)
         _count_lines(download, folder)
+    except (requests.RequestException, ConnectionError, TimeoutError) as e:
+        raise UserError(
+            f"{download.url} cannot be fetched: {e}",
+            f"a connection, or {', '.join(download.files)} in {folder}",
+            "dataset.raw_dir or dataset.download",
+        ) from None
+    except ValueError as e:
+        if "hash of downloaded file" not in str(e):
+            raise
+        what = "the published checksum" if download.checksum else f"the checksum recorded in {record}"
+        raise UserError(f"{download.url}: {e}", f"{download.checksum or known}, {what}", _AGAIN) from None
     finally:
-        part.unlink(missing_ok=True)
-    record = folder / _RECORD
-    write_json(record, {**(read_json(record) if record.is_file() else {}), download.name: digest})
+        for rest in stage.glob("*"):
+            rest.unlink()
+        if stage.is_dir():
+            stage.rmdir()
+    write_json(record, {**recorded, download.name: digest})
 
 
-class _SameSecurity(urllib.request.HTTPRedirectHandler):
-    """Refuses a redirection that leaves TLS."""
+class _Capped:
+    """pooch's downloader with a bound on the bytes, TLS on every hop, and an ear for signals."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        _require_tls(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+
+    def __call__(self, url: str, output_file: str, pup: Any) -> None:
+        import pooch
+
+        with open(output_file, "wb") as f:
+            get = pooch.HTTPDownloader(
+                progressbar=sys.stderr.isatty(),
+                chunk_size=_CHUNK,
+                timeout=_TIMEOUT_S,
+                headers={"Accept-Encoding": "identity"},  # a .gz file stays packed
+                hooks={"response": self._check},
+            )
+            get(url, _Bounded(f, url, self.max_bytes), pup)
+
+    def _check(self, response: Any, *args: Any, **kwargs: Any) -> None:
+        if response.is_redirect:
+            _require_tls(urljoin(response.url, response.headers["location"]))
+        elif 400 <= response.status_code < 500:  # trying again would not help
+            raise ConnectionError(f"{response.status_code} {response.reason}")
+        elif int(size := response.headers.get("content-length", 0)) > self.max_bytes:
+            raise _too_large(response.url, f"has {size} bytes", self.max_bytes)
+
+
+class _Bounded:
+    """A file that takes no more than so many bytes, whatever was announced."""
+
+    def __init__(self, file: IO[bytes], url: str, max_bytes: int):
+        self._file, self._url, self._max = file, url, max_bytes
+
+    def write(self, data: bytes) -> int:
+        check_stop()
+        if self._file.tell() + len(data) > self._max:
+            raise _too_large(self._url, f"sends more than {self._max} bytes", self._max)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _too_large(url: str, found: str, most: int) -> UserError:
+    return UserError(f"{url} {found}", f"at most {most}", "src/core/datasets/sources.py")
 
 
 def _require_tls(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
+    parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname == "127.0.0.1"):
         raise UserError(f"{url} is not encrypted", "https", "src/core/datasets/sources.py")
-
-
-def _tag(part: Path) -> Path:
-    return part.with_name(part.name + ".etag")
-
-
-def _transfer(download: Download, part: Path) -> None:
-    """Append to `part` what it lacks; start anew when the file on the server is another one by now."""
-    _require_tls(download.url)
-    tag = _tag(part)
-    have = part.stat().st_size if part.is_file() and tag.is_file() else 0
-    request = urllib.request.Request(download.url, headers={"User-Agent": "anyo-datasets"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", tag.read_text())
-    opener = urllib.request.build_opener(_SameSecurity)
-    try:
-        response = opener.open(request, timeout=_TIMEOUT_S)
-    except urllib.error.HTTPError as e:
-        if e.code == 416 and have:  # nothing is left to send: complete, or the checksum will say
-            return
-        raise
-    with response:
-        if have and response.status == 206:
-            log.info("%s: going on after %d bytes", download.name, have)
-        else:
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        if total is not None and total > download.max_bytes:
-            raise UserError(
-                f"{download.url} has {total} bytes",
-                f"at most {download.max_bytes}",
-                "src/core/datasets/sources.py",
-            )
-        strong = response.headers.get("ETag", "")
-        mark = strong if strong and not strong.startswith("W/") else response.headers.get("Last-Modified", "")
-        if mark:
-            tag.write_text(mark)
-        else:
-            tag.unlink(missing_ok=True)  # without a mark the rest of another file could follow
-        _write(response, part, have, total, download)
-
-
-def _write(response: Any, part: Path, have: int, total: int | None, download: Download) -> None:
-    chunks = None if total is None else -(-(total - have) // _CHUNK)
-    with open(part, "ab" if have else "wb") as f:
-        for chunk in progress(_chunks(response), download.name, total=chunks, unit="MiB"):
-            have += len(chunk)
-            if have > download.max_bytes:
-                raise UserError(
-                    f"{download.url} sends more than {download.max_bytes} bytes",
-                    "a file of the known size",
-                    "src/core/datasets/sources.py",
-                )
-            f.write(chunk)
-            check_stop()
-    if total is not None and have < total:
-        raise ConnectionError(f"the connection ended after {have} of {total} bytes")
-
-
-def _chunks(response: Any) -> Iterator[bytes]:
-    while chunk := response.read(_CHUNK):
-        yield chunk
-
-
-def _verify(download: Download, part: Path, folder: Path) -> str:
-    """The SHA-256 of `part`, which has the published checksum, or the one recorded on first use."""
-    digest = sha256_file(part)
-    record = folder / _RECORD
-    if download.checksum is not None:
-        kind, expected = download.checksum.split(":")
-        with open(part, "rb") as f:
-            found = hashlib.file_digest(f, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
-        what = "the published checksum"
-    else:
-        kind, found = "sha256", digest
-        expected = (read_json(record) if record.is_file() else {}).get(download.name, digest)
-        what = f"the checksum recorded in {record}"
-    if found != expected:
-        raise UserError(f"{download.url} has {kind} {found}", f"{expected}, {what}", _AGAIN)
-    return digest
 
 
 def _unpack(download: Download, archive: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ The order is fixed: times, titles, ratings; then the canonical order; then repea
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ class Log:
 
     Attributes:
         users, items: [M] int32 codes, into the raw log's sorted ids.
-        times: [M] int64 seconds.
+        times: [M] int64, in the raw log's resolution.
         ratings: [M] float32 or None.
     """
 
@@ -61,6 +62,7 @@ class Filters:
         table, titles = self._titles(table, raw)
         table = self._ratings(table)
         table = table.take(canonical_order(table.users, table.times))
+        _count_duplicates(table, len(raw.items.values))
         table = self._repeats(table, len(raw.items.values))
         table = self._k_core(table)
         return table, titles
@@ -85,8 +87,8 @@ class Filters:
         if self.config.bad_times == "error":
             row = int(np.flatnonzero(early)[0])
             raise UserError(
-                f"{raw.path} row {row + 1}: time {raw.timestamps[row]} is before 1970",
-                "seconds since 1970",
+                f"{raw.place(row)}: time {raw.timestamps[row]} is before 1970",
+                "a time since 1970",
                 f"{raw.path}, or dataset.bad_times=drop",
             )
         return self._keep(table, ~early, "bad_times")
@@ -98,20 +100,15 @@ class Filters:
         used = np.bincount(table.items, minlength=len(ids)) > 0
         missing = used & (titles == "")
         if missing.any():
-            found = (
-                f"{missing.sum()} items have no title, the first is {ids[int(np.flatnonzero(missing)[0])]}"
+            _compare_ids(
+                [ids[i] for i in np.flatnonzero(missing)], {ids[i] for i in np.flatnonzero(used)}, raw
             )
-            if self.config.missing_titles == "error":
-                raise UserError(found, "a title per item", "the items file, or dataset.missing_titles=drop")
-            if self.config.missing_titles == "drop":
-                log.info("%s", found)
-                table = self._keep(table, ~missing[table.items], "missing_titles")
-            else:
-                log.info("%s: the id takes its place", found)
+            table = self._untitled(table, missing, ids)
+            if self.config.missing_titles == "id":
                 titles[missing] = np.array(ids, dtype=object)[missing]
         if self.config.duplicate_titles != "keep":
             # Code of the first item with the same title (items are in the order of their ids).
-            named = pd.Series(np.where(titles == "", np.array(ids, dtype=object), titles))
+            named = pd.Series([plain_title(t) or i for t, i in zip(titles, ids, strict=True)])
             first = np.array(named.where(used).groupby(named).transform(lambda g: g.first_valid_index()))
             twin = used & (first != np.arange(len(ids)))
             log.info("%d items have the title of another", twin.sum())
@@ -121,6 +118,23 @@ class Filters:
             else:
                 table = self._keep(table, ~twin[table.items], "duplicate_titles")
         return table, list(titles)
+
+    def _untitled(self, table: Log, missing: np.ndarray, ids: list[str]) -> Log:
+        found = f"{missing.sum()} items have no title, the first is {ids[int(missing.argmax())]}"
+        if self.config.missing_titles == "error":
+            raise UserError(found, "a title per item", "the items file, or dataset.missing_titles=drop")
+        if self.config.missing_titles == "id":
+            log.info("%s: the id takes its place", found)
+            return table
+        share = np.count_nonzero(missing[table.items]) / len(table)
+        if share > self.config.max_untitled:
+            raise UserError(
+                f"{found}; {share:.1%} of the interactions would go with them",
+                f"at most {self.config.max_untitled:.1%}",
+                "the items file, or dataset.max_untitled",
+            )
+        log.info("%s", found)
+        return self._keep(table, ~missing[table.items], "missing_titles")
 
     def _ratings(self, table: Log) -> Log:
         for key in ("min_rating", "min_target_rating"):
@@ -166,9 +180,56 @@ class Filters:
         return self._keep(table, mask, name)
 
 
+def plain_title(title: str) -> str:
+    """Titles that are equal after this look the same: composed and full-width forms do not count (NFKC)."""
+    return " ".join(unicodedata.normalize("NFKC", title).split())
+
+
+def _compare_ids(missing: list[str], used: set[str], raw: RawLog) -> None:
+    """Refuse ids of the log and of the items that are meant to be equal and are written in different ways."""
+    known = set(raw.titles.index)
+    if not known:
+        return
+    spare = {_loose(i): i for i in known - used}
+    twin = next(((i, spare[_loose(i)]) for i in missing if i not in known and _loose(i) in spare), None)
+    if twin is None and not known & used:
+        twin = missing[0], raw.titles.index[0]
+    if twin is not None:
+        raise UserError(
+            f"{raw.path}: the item id {twin[0]!r} stands in the log, {twin[1]!r} in the items file",
+            "ids written the same way in both",
+            "the ids, or dataset.csv.item and dataset.csv.item_id",
+        )
+
+
+def _loose(raw_id: str) -> str:
+    """An id without leading zeros, decimals, case and forms of letters."""
+    plain = unicodedata.normalize("NFKC", raw_id).casefold()
+    whole, dot, zeros = plain.partition(".")
+    plain = whole if dot and whole.isdecimal() and not zeros.strip("0") else plain
+    return plain.lstrip("0") or "0"
+
+
+def _count_duplicates(table: Log, n_items: int) -> None:
+    """Say how many rows repeat user, item and time; `table` is in canonical order."""
+    if not table.times.any():  # no times: a repeat is an interaction of its own
+        return
+    moment = np.concatenate([[0], np.cumsum((np.diff(table.users) != 0) | (np.diff(table.times) != 0))])
+    tied = np.bincount(moment)[moment] > 1
+    repeated = pd.Series(moment[tied] * n_items + table.items[tied]).duplicated().sum()
+    if repeated:
+        log.info(
+            "%d rows repeat user, item and time of another row (dataset.repeats=first drops them)", repeated
+        )
+
+
 def canonical_order(users: np.ndarray, times: np.ndarray) -> np.ndarray:
     """[M] rows by user, then time; equal seconds keep their order (DESIGN: file order decides)."""
     same_user = np.diff(users) == 0
     if (np.diff(users) >= 0).all() and (np.diff(times)[same_user] >= 0).all():
         return np.arange(len(users))
-    return np.lexsort((times, users))
+    low, span = int(times.min()), int(times.max()) - int(times.min()) + 1
+    if (int(users.max()) + 1) * span >= 2**63:
+        return np.lexsort((times, users))
+    # One key instead of two: a fifth of the time on a log whose users come in blocks.
+    return np.argsort(users.astype(np.int64) * span + (times - low), kind="stable")

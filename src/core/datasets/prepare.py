@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from src.core.artifacts import artifact_folder, save_npy, write_manifest
 from src.core.config import determining
-from src.core.datasets import RawLog, RawSplits, reader
 from src.core.datasets.config import FORMAT_VERSION, DatasetConfig
 from src.core.datasets.filters import Filters
-from src.core.datasets.statistics import write_statistics
+from src.core.datasets.raw_log import RawLog, RawSplits
+from src.core.datasets.readers import reader
+from src.core.datasets.statistics import Prepared, write_statistics
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
 from src.core.logging import get_logger
 from src.core.signals import check_stop
-from src.core.splits import NAMES, Splits, require_samples, split_samples
+from src.core.splits import NAMES, require_samples, split_samples
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The canonical table.
-
-    Attributes:
-        items: [M] int32 item ids 1..N. times: [M] int64 seconds (0 for split files).
-        offsets: [U+1] int64 rows of each user (of each row of the split files).
-        splits: sample ids.  rows: the row of each sample's target, in the same order.
-        raw_items: [N], titles: [N], raw_users: [U].
-        filters: what each filter removed.
-    """
-
-    items: np.ndarray
-    times: np.ndarray
-    offsets: np.ndarray
-    splits: Splits
-    rows: Splits
-    raw_items: list[str]
-    titles: list[str]
-    raw_users: list[str]
-    filters: list[dict[str, Any]]
 
 
 def prepare(config: DatasetConfig, raw_folder: Path, fp: str, folder: Path) -> None:
@@ -85,6 +62,9 @@ def prepare(config: DatasetConfig, raw_folder: Path, fp: str, folder: Path) -> N
 
 
 def _from_log(raw: RawLog, config: DatasetConfig) -> Prepared:
+    low, high = (int(t) // raw.resolution for t in (raw.timestamps.min(), raw.timestamps.max()))
+    if low != high:
+        log.info("%s: times from %s to %s", raw.path.name, *map(_date, (low, high)))
     filters = Filters(config)
     table, titles = filters(raw)
     items, kept_items = _compact(table.items, len(raw.items.values))
@@ -94,10 +74,10 @@ def _from_log(raw: RawLog, config: DatasetConfig) -> Prepared:
     if config.min_target_rating is not None:
         assert table.ratings is not None  # Filters
         allowed = table.ratings >= config.min_target_rating
-    splits = split_samples(table.times, offsets, config, allowed)
+    splits = split_samples(table.times, offsets, config, allowed, raw.resolution)
     return Prepared(
-        items=(items + 1).astype(np.int32),
-        times=table.times.astype(np.int64),
+        items=items + np.int32(1),
+        times=table.times // raw.resolution,
         offsets=offsets,
         splits=splits,
         rows=splits,
@@ -106,6 +86,13 @@ def _from_log(raw: RawLog, config: DatasetConfig) -> Prepared:
         raw_users=[str(u) for u in raw.users.values[kept_users]],
         filters=filters.report,
     )
+
+
+def _date(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat()
+    except (ValueError, OverflowError):  # beyond the year 9999
+        return f"second {seconds}"
 
 
 def _compact(codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

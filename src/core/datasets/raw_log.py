@@ -1,8 +1,8 @@
-"""What a reader hands over: ids as numbers, times in seconds, titles by raw id."""
+"""What a reader hands over: ids as numbers, times as counts, titles by raw id."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from src.core.errors import UserError
 from src.core.logging import get_logger
 
 log = get_logger(__name__)
-_LATEST_SECOND = 10**11  # year 5138; a millisecond count passes it in 1973
 _DENSE = 8  # a lookup table of the ids' range costs less than sorting them, up to this many times the log
 
 
@@ -30,9 +29,6 @@ class Ids:
     codes: np.ndarray
     values: np.ndarray
 
-    def __getitem__(self, keep: np.ndarray) -> Ids:
-        return Ids(self.codes[keep], self.values)
-
     def __len__(self) -> int:
         return len(self.codes)
 
@@ -43,10 +39,12 @@ class RawLog:
 
     Attributes:
         users, items: [M] raw ids.
-        timestamps: [M] int64, seconds since 1970 (UTC).
+        timestamps: [M] int64 since 1970 (UTC), `resolution` to the second; all 0: the file's order is all there is.
         ratings: [M] float32, or None where the source has none.
         titles: title of each raw item id (index: the id as text, unique).
         path: the file of the log, for messages.
+        resolution: counts of `timestamps` in a second.
+        parts: path and rows of each file of a log in several.
     """
 
     users: Ids
@@ -55,6 +53,20 @@ class RawLog:
     ratings: np.ndarray | None
     titles: pd.Series
     path: Path
+    resolution: int = 1
+    parts: tuple[tuple[Path, int], ...] = ()
+
+    def place(self, row: int) -> str:
+        """File and row (from 1, without the header) of a row of the log."""
+        return place(self.parts or ((self.path, len(self.users)),), row)
+
+
+def place(parts: Sequence[tuple[Path, int]], row: int) -> str:
+    for path, rows in parts[:-1]:
+        if row < rows:
+            return f"{path} row {row + 1}"
+        row -= rows
+    return f"{parts[-1][0]} row {row + 1}"
 
 
 @dataclass(frozen=True)
@@ -79,14 +91,33 @@ class RawSplits:
     path: Path
 
 
-def encode(column: np.ndarray | pa.ChunkedArray) -> Ids:
-    """Number raw ids in ascending order, in time linear in the log (text ids: dictionary columns)."""
+def encode(
+    column: np.ndarray | pa.ChunkedArray,
+    at: Callable[[int], str] = "row {}".format,
+    what: str = "the id",
+    key: str = "the file",
+) -> Ids:
+    """Number raw ids in ascending order, in time linear in the log; blanks around a text id do not count.
+
+    Args:
+        column: integers, or a dictionary of texts.
+        at, what, key: place of a row, name of the column and the setting to change, for messages.
+
+    Raises:
+        UserError: a blank id; one number in two notations (12 and 12.0).
+    """
     if isinstance(column, pa.ChunkedArray):
         if not pa.types.is_dictionary(column.type):
             return encode(column.to_numpy())
         one = column.unify_dictionaries().combine_chunks()
         one = one.chunk(0) if isinstance(one, pa.ChunkedArray) else one
-        codes, values = one.indices.to_numpy(), _numeric(one.dictionary.to_pylist())
+        texts = [text.strip() for text in one.dictionary.to_pylist()]
+        codes, values = _merged(one.indices.to_numpy(), texts)
+        if "" in texts:
+            row = int(np.isin(one.indices.to_numpy(), [i for i, t in enumerate(texts) if not t]).argmax())
+            raise UserError(f"{at(row)}: {what} is blank", "an id in every row", key)
+        _one_notation(values, at, codes, what, key)
+        values = _numeric(values)
     elif (
         len(column) and (span := int(column.max()) - int(low := column.min())) < _DENSE * len(column) + 2**20
     ):
@@ -102,6 +133,26 @@ def encode(column: np.ndarray | pa.ChunkedArray) -> Ids:
     return Ids(rank[codes], values[order])
 
 
+def _merged(codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Codes of the distinct texts."""
+    new, values = pd.factorize(np.array(texts, dtype=object))
+    return (codes if len(values) == len(texts) else new[codes].astype(np.int32)), list(values)
+
+
+def _one_notation(
+    values: list[str], at: Callable[[int], str], codes: np.ndarray, what: str, key: str
+) -> None:
+    """Refuse a number written as 12 in one row and as 12.0 in another: they would be two ids."""
+    known = set(values)
+    for code, value in enumerate(values):
+        whole, dot, zeros = value.partition(".")
+        if dot and whole in known and not zeros.strip("0"):
+            row = int((codes == code).argmax())
+            raise UserError(
+                f"{at(row)}: {what} is {value!r}, and {whole!r} in other rows", "one notation", key
+            )
+
+
 def _numeric(values: Sequence[str]) -> np.ndarray:
     """int64 if every value is the usual notation of one ("07" and "7" stay different), else text."""
     if all(v.removeprefix("-").isdecimal() and str(int(v)) == v and abs(int(v)) < 2**63 for v in values):
@@ -109,31 +160,19 @@ def _numeric(values: Sequence[str]) -> np.ndarray:
     return np.array(values, dtype=object)
 
 
-def seconds(times: np.ndarray, path: Path) -> np.ndarray:
-    """[M] int64 seconds from seconds, milli-, micro- or nanoseconds (told apart by their size).
+def title_series(raw_ids: Sequence, titles: Sequence[str | None], path: Path) -> pd.Series:
+    """Titles by raw id as text; white space is tidied, the first of several rows of an item counts.
 
     Raises:
-        UserError: the values are not all of one unit.
+        UserError: a blank id.
     """
-    unit = 1
-    while len(times) and np.median(times) / unit > _LATEST_SECOND:
-        unit *= 1000
-    if unit > 1:
-        log.info("%s: times are in 1/%d s, converted to seconds", path.name, unit)
-        times = times // unit
-    if (wrong := np.flatnonzero(times > _LATEST_SECOND)).size:
+    ids = [str(i).strip() for i in raw_ids]
+    if "" in ids:
         raise UserError(
-            f"{path} row {wrong[0] + 1}: time {times[wrong[0]] * unit} is in another unit than the others",
-            "seconds since 1970 in every row",
-            str(path),
+            f"{path} row {ids.index('') + 1}: the item id is blank", "an id in every row", str(path)
         )
-    return times
-
-
-def title_series(raw_ids: Sequence, titles: Sequence[str | None], path: Path) -> pd.Series:
-    """Titles by raw id as text; white space is tidied, the first of several rows of an item counts."""
     tidy = [" ".join(t.split()) if t else "" for t in titles]
-    made = pd.Series(tidy, index=[str(i) for i in raw_ids], dtype=object)
+    made = pd.Series(tidy, index=ids, dtype=object)
     again = made.index.duplicated()
     if again.any():
         log.info("%s: %d rows repeat an item, the first of each counts", path.name, again.sum())

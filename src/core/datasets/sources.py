@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from src.core.datasets.config import DatasetConfig
+from src.core.datasets.config import DatasetConfig
 
 _GIB = 2**30
 
@@ -126,19 +124,20 @@ _REVIEWS = {
 }
 
 
+def amazon_files(reader: str, category: str) -> tuple[str, str]:
+    """Reviews and metadata of a category as the sources name them."""
+    prefix = "reviews_" if reader == "amazon_2014" else ""
+    return f"{prefix}{category}_5.json.gz", f"meta_{category}.json.gz"
+
+
 def source(config: DatasetConfig) -> Source | None:
     """The source of a reader; None where the files are the user's own."""
-    if config.reader not in ("amazon_2014", "amazon_2018"):
+    if config.amazon is None:
         return _SOURCES.get(config.reader)
-    from src.core.datasets.amazon import file_names
-
-    reviews, items = file_names(config)
-    folders = (
-        (_AMAZON_2014, _AMAZON_2014)
-        if config.reader == "amazon_2014"
-        else (f"{_AMAZON_2018}/categoryFilesSmall", f"{_AMAZON_2018}/metaFiles2")
-    )
-    assert config.amazon is not None
+    reviews, items = amazon_files(config.reader, config.amazon.category)
+    folders = (_AMAZON_2014, _AMAZON_2014)
+    if config.reader == "amazon_2018":
+        folders = (f"{_AMAZON_2018}/categoryFilesSmall", f"{_AMAZON_2018}/metaFiles2")
     known = _REVIEWS.get((config.reader, config.amazon.category))
     return Source(
         "none stated; research use with citation",

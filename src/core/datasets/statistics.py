@@ -1,27 +1,49 @@
-"""What a prepared dataset looks like: `statistics.json`, `statistics.md`, `plots/*.png` in its folder."""
+"""What a prepared dataset looks like: `statistics.json` and `statistics.md` in its folder (`plots.py` draws it)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from src.core.artifacts import write_json, write_text
 from src.core.datasets.config import DatasetConfig
-
-if TYPE_CHECKING:
-    from src.core.datasets.prepare import Prepared
+from src.core.datasets.filters import plain_title
+from src.core.splits import Splits
 
 _QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The canonical table.
+
+    Attributes:
+        items: [M] int32 item ids 1..N. times: [M] int64 seconds (0 for split files).
+        offsets: [U+1] int64 rows of each user (of each row of the split files).
+        splits: sample ids.  rows: the row of each sample's target, in the same order.
+        raw_items: [N], titles: [N], raw_users: [U].
+        filters: what each filter removed.
+    """
+
+    items: np.ndarray
+    times: np.ndarray
+    offsets: np.ndarray
+    splits: Splits
+    rows: Splits
+    raw_items: list[str]
+    titles: list[str]
+    raw_users: list[str]
+    filters: list[dict[str, Any]]
 
 
 def write_statistics(folder: Path, data: Prepared, config: DatasetConfig) -> None:
     numbers = describe(data, config)
     write_json(folder / "statistics.json", numbers)
     write_text(folder / "statistics.md", markdown(numbers))
-    _plots(folder / "plots", data, config)
 
 
 def describe(data: Prepared, config: DatasetConfig) -> dict[str, Any]:
@@ -51,7 +73,7 @@ def describe(data: Prepared, config: DatasetConfig) -> dict[str, Any]:
             "words": _spread(words),
             "characters": _spread(np.array([len(title) for title in data.titles])),
             "distinct_words": len({word.lower() for title in data.titles for word in title.split()}),
-            "shared_titles": items - len(set(data.titles)),
+            "shared_titles": items - len({plain_title(title) for title in data.titles}),
         },
         "filters": data.filters,
         "splits": {name: _split(data, name, in_train, config) for name in data.splits},
@@ -126,53 +148,3 @@ def _short(value: float) -> str:
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     )
-
-
-def _plots(folder: Path, data: Prepared, config: DatasetConfig) -> None:
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
-    folder.mkdir()
-
-    def save(name: str, xlabel: str, ylabel: str, draw: Any) -> None:
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=config.name)
-        draw(axes)
-        figure.savefig(folder / f"{name}.png", dpi=100)
-
-    lengths = np.diff(data.offsets)
-    counts = np.sort(np.bincount(data.items, minlength=len(data.raw_items) + 1)[1:])[::-1]
-    bins = np.unique(np.geomspace(1, lengths.max() + 1, 40).astype(int))
-
-    def popularity(axes: Any) -> None:
-        # The curve is smooth in the logarithm: a few hundred ranks show all of it.
-        ranks = np.unique(np.geomspace(1, len(counts), 400).astype(int))
-        axes.loglog(ranks, np.maximum(counts[ranks - 1], 0.5))
-
-    def log_histogram(axes: Any) -> None:
-        axes.hist(lengths, bins=bins)
-        axes.set_xscale("log")
-
-    def over_time(axes: Any) -> None:
-        years = 1970 + data.times / (365.2425 * 86_400)
-        heights, edges = np.histogram(years, bins=80)
-        axes.stairs(heights, edges, fill=True, alpha=0.5)
-        for name in ("valid", "test"):
-            first = 1970 + data.times[data.rows[name]].min() / (365.2425 * 86_400)
-            axes.axvline(
-                first,
-                linestyle="--",
-                color="black" if name == "test" else "grey",
-                label=f"first {name} target",
-            )
-        axes.legend()
-
-    save("popularity", "item rank", "interactions", popularity)
-    save("user_lengths", "interactions of a user", "users", log_histogram)
-    save(
-        "title_words",
-        "words of a title",
-        "items",
-        lambda a: a.hist([len(t.split()) for t in data.titles], bins=30),
-    )
-    if data.times.any():
-        save("time", "year", "interactions", over_time)

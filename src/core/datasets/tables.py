@@ -1,38 +1,76 @@
-"""Raw text tables: a strict columnar parser, and a slow scan that names the line when it refuses.
+"""Tables as Arrow columns of exact types: delimited text, parquet and JSON lines, packed or not, in one part or several.
 
-The parser is pyarrow's (several threads, exact column counts, BOM and CRLF handled); it says little
-about where it stopped, so on any trouble the file is read again line by line to find the place.
+pyarrow parses (several threads, exact column counts); when it refuses, the text is read once more, row by row, to
+name the line.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
+from src.core.datasets.jsonl import records
 from src.core.errors import UserError
+from src.core.logging import get_logger
+
+log = get_logger(__name__)
 
 
 class Id(str):
-    """Column type: raw ids of any kind, read as a dictionary (`raw.encode` numbers them)."""
+    """Column type: raw ids, as integers or as a dictionary of texts (`raw_log.encode` numbers them)."""
 
 
-_ARROW_TYPES = {
-    int: pa.int64(),
-    float: pa.float64(),
-    str: pa.string(),
-    Id: pa.dictionary(pa.int32(), pa.string()),
-}
+class Time(str):
+    """Column type: times in any notation, as the file has them (`times.ticks` reads them)."""
+
+
+_ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), Time: pa.string()}
+_ARROW_TYPES[Id] = pa.dictionary(pa.int32(), pa.string())
+_KINDS = {int: "an integer", float: "a finite number", str: "text", Id: "ids", Time: "a number or ISO 8601"}
 _UNIT_SEPARATOR = "\x1f"
-_LONGEST_FIELD = 64 * 1024 * 1024
+_LONGEST_FIELD = 2**31 - 1
+_PACKED = (".gz", ".bz2", ".zst")
+_TEXT_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+READABLE = (*_TEXT_SEPARATORS, *_JSON_LINES, ".parquet")
+ENDINGS = ".csv, .tsv, .parquet or .jsonl"
+_SAMPLE = 1000  # records that are looked at to know the types of a JSON file
+_BLOCK = 64 * 1024 * 1024  # a JSON record must fit; the longest reviews and descriptions have some 100 kB
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a text table is written.
+
+    Attributes:
+        sep: between fields, one character or more (`::`).
+        header: the first line names the columns; else the wanted columns are the first ones.
+        quoted: fields may stand in double quotes and hold separators and line breaks.
+        encoding: of the bytes.
+        width: columns of every line, where no header names them and more than the wanted ones are there.
+        keys: column -> the setting that names it, for messages; "quoting" and "encoding" -> theirs.
+    """
+
+    sep: str = ","
+    header: bool = False
+    quoted: bool = False
+    encoding: str = "utf8"
+    width: int | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 def require_files(folder: Path, names: Sequence[str], fix: str = "dataset.raw_dir") -> list[Path]:
@@ -50,74 +88,360 @@ def require_files(folder: Path, names: Sequence[str], fix: str = "dataset.raw_di
     return paths
 
 
-def read_table(
-    path: Path,
-    sep: str,
-    columns: Mapping[str, type],
-    n_columns: int | None = None,
-    encoding: str = "utf8",
-    header: bool = False,
-    quoted: bool = False,
-) -> pa.Table:
-    """Read some columns of a delimited text file with exact types.
+def ending(path: Path) -> str:
+    """The ending of the table in lower case, without that of its packing: "LOG.CSV.gz" -> ".csv"."""
+    name = path.name.lower()
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
 
-    Args:
-        sep: separator, one character or more (`::`).
-        columns: name -> int, float, str or Id. With `header` they are looked up by name, else they are
-            the file's first columns.
-        n_columns: columns of every line, when there are more than `columns` names.
-        quoted: fields may be in double quotes and hold separators and line breaks.
+
+def read_any(path: Path, columns: Mapping[str, type], form: Form) -> pa.Table:
+    """Columns of a file whose ending says what it is; `form.sep` "" means that of the ending.
 
     Raises:
-        UserError: with file and line: another number of columns, a value that is not of its type
-            (empty and non-finite numbers included), bytes that are not of `encoding`; a missing
-            column; no rows.
+        UserError: as `read_table`, `read_parquet`, `read_json`; or another ending.
     """
+    kind = ending(path)
+    if kind == ".parquet":
+        return read_parquet(path, columns, form.keys)
+    if kind in _JSON_LINES:
+        return read_json(path, columns, form.keys)
+    if kind not in _TEXT_SEPARATORS:
+        raise UserError(f"{path.name} has the ending {path.suffix!r}", ENDINGS, "dataset.csv")
+    sep = form.sep or _TEXT_SEPARATORS[kind]
+    return read_table(path, columns, Form(sep, True, form.quoted, form.encoding, keys=form.keys))
+
+
+def read_table(path: Path, columns: Mapping[str, type], form: Form) -> pa.Table:
+    """Some columns of a delimited text file.
+
+    Args:
+        columns: name -> int, float, str, Id or Time. With a header they are looked up by name; case and
+            blanks around a name do not count where that is unambiguous.
+
+    Raises:
+        UserError: with file and line: another number of columns, a value that is not of its type (empty
+            and non-finite numbers included), unbalanced quotes, bytes that are not of the encoding; a
+            column that is missing or stands twice; no rows.
+    """
+    sep = form.sep if len(form.sep) == 1 else _UNIT_SEPARATOR
+    data = _text(path, form)
+    quotes = form.quoted and _check_quotes(path, data, sep, form)
+    names = dict(zip(columns, columns, strict=True))
+    if form.header:
+        first = io.TextIOWrapper(pa.BufferReader(data), "utf-8-sig", errors="replace", newline="")
+        quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+        names = _match(path, columns, next(csv.reader(first, delimiter=sep, quoting=quoting), []), form.keys)
     try:
-        table = _parse(path, sep, columns, n_columns, encoding, header, quoted)
-    except (pa.ArrowException, UnicodeDecodeError) as e:
-        _explain(path, sep, columns, n_columns, encoding, header, quoted)
-        raise UserError(f"{path} cannot be parsed: {e}", "a text table", str(path)) from None
+        table = _parse(data, sep, columns, form, quotes, names)
+    except pa.ArrowException as e:
+        raise _explain(path, data, sep, columns, form, quotes, names, e) from None
     _require_rows(path, table)
-    if quoted and _quotes(path) % 2:  # the parser takes all that follows an open quote for one field
-        _explain(path, sep, columns, n_columns, encoding, header, quoted)
+    table = table.select(list(names.values())).rename_columns(list(columns))
     for name, kind in columns.items():
         if kind is float and not np.isfinite(table.column(name).to_numpy()).all():
-            _explain(path, sep, columns, n_columns, encoding, header, quoted)
+            raise _explain(path, data, sep, columns, form, quotes, names, None)
+    if quotes:
+        _report_line_breaks(path, table, form)
     return table
 
 
-def read_parquet(path: Path, columns: Mapping[str, type]) -> pa.Table:
-    """Read some columns of a parquet file as `read_table` does: exact types, nothing missing.
+def _text(path: Path, form: Form) -> pa.Buffer:
+    """The bytes of a file as UTF-8 with one-character separators; a plain file is mapped, not copied."""
+    try:
+        if path.suffix.lower() in _PACKED:
+            with pa.input_stream(str(path)) as stream:
+                data = pa.py_buffer(stream.read())
+        else:
+            data = pa.memory_map(str(path)).read_buffer()
+    except (pa.ArrowException, OSError) as e:
+        raise UserError(
+            f"{path} cannot be read: {e}", "a complete file", f"{path} (fetch it again)"
+        ) from None
+    if form.encoding != "utf8":
+        data = _transcode(path, data.to_pybytes(), form)
+    if len(form.sep) > 1:
+        data = pa.py_buffer(data.to_pybytes().replace(form.sep.encode(), _UNIT_SEPARATOR.encode()))
+    return data
+
+
+def _transcode(path: Path, raw: bytes, form: Form) -> pa.Buffer:
+    try:
+        text = raw.decode(form.encoding)
+    except UnicodeError as e:
+        raise _wrong_byte(path, raw, e, form) from None
+    if form.encoding != "utf8" and not raw.isascii():
+        # Bytes of another encoding are hardly ever valid UTF-8; most encodings accept any bytes.
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+        else:
+            line = raw[: next(i for i, b in enumerate(raw) if b > 127)].count(b"\n") + 1
+            fix = form.keys.get("encoding", str(path))
+            raise UserError(f"{path} line {line}: the text is UTF-8", f"{form.encoding}, as set", fix)
+    return pa.py_buffer(text.encode("utf-8", "surrogatepass"))
+
+
+def _wrong_byte(path: Path, raw: bytes, e: UnicodeError, form: Form) -> UserError:
+    fix, expected = form.keys.get("encoding", str(path)), f"text in {form.encoding}"
+    if not isinstance(e, UnicodeDecodeError):
+        return UserError(f"{path}: {e}", expected, fix)
+    line = raw[: e.start].count(b"\n") + 1
+    return UserError(f"{path} line {line}: byte 0x{raw[e.start]:02x} is not {form.encoding}", expected, fix)
+
+
+def _parse(
+    data: pa.Buffer, sep: str, columns: Mapping[str, type], form: Form, quotes: bool, names: Mapping[str, str]
+) -> pa.Table:
+    return pa_csv.read_csv(
+        pa.BufferReader(data),
+        read_options=pa_csv.ReadOptions(column_names=_positions(columns, form), block_size=1 << 24),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=sep, quote_char='"' if form.quoted else False, newlines_in_values=quotes
+        ),
+        convert_options=pa_csv.ConvertOptions(
+            column_types={names[name]: _ARROW_TYPES[kind] for name, kind in columns.items()},
+            include_columns=list(names.values()),
+            null_values=[],
+            strings_can_be_null=False,
+        ),
+    )
+
+
+def _positions(columns: Mapping[str, type], form: Form) -> list[str] | None:
+    """Names of all columns where no header has them."""
+    if form.header:
+        return None
+    return [*columns, *(f"_unused{i}" for i in range((form.width or len(columns)) - len(columns)))]
+
+
+def _match(
+    path: Path, wanted: Mapping[str, type], found: Sequence[str], keys: Mapping[str, str]
+) -> dict[str, str]:
+    """The file's own name of every wanted column."""
+    out = {}
+    for name in wanted:
+        same = [f for f in found if f == name]
+        same = same or [f for f in found if f.strip().casefold() == name.strip().casefold()]
+        if len(same) != 1:
+            shown = ", ".join(found[:20]) + (" ..." if len(found) > 20 else "")
+            what = f"has the column {name} {len(same)} times" if same else f"has the columns {shown}"
+            raise UserError(f"{path} {what}", f"a column {name}", keys.get(name, str(path)))
+        if same[0] != name:
+            log.info("%s: the column %r is read as %s", path.name, same[0], name)
+        out[name] = same[0]
+    if len(set(out.values())) < len(out):
+        raise UserError(
+            f"{path}: one column for {', '.join(out)}", "a column each", keys.get(name, str(path))
+        )
+    return out
+
+
+def _check_quotes(path: Path, data: pa.Buffer, sep: str, form: Form) -> bool:
+    """Whether the text has quotes; they must open and close at the edges of fields.
+
+    The quick look takes the quotes in pairs; where that fails (a lone quote inside a field is fine), the
+    standard library's strict reader decides and knows the line.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    at = np.flatnonzero(raw == ord('"'))
+    if not len(at):
+        return False
+    padded = np.concatenate([[10], raw[-1:], [10]]).astype(np.uint8)  # stands in for the edges of the file
+    edge = np.frombuffer(f'{sep}\r\n"'.encode(), np.uint8)
+    before = np.where(at[::2] > 0, raw[at[::2] - 1], padded[0])
+    after = np.where(at[1::2] + 1 < len(raw), raw[np.minimum(at[1::2] + 1, len(raw) - 1)], padded[0])
+    if len(at) % 2 == 0 and np.isin(before, edge).all() and np.isin(after, edge).all():
+        return True
+    csv.field_size_limit(_LONGEST_FIELD)
+    lines = io.TextIOWrapper(pa.BufferReader(data), "utf-8-sig", errors="replace", newline="")
+    reader, start = csv.reader(lines, delimiter=sep, strict=True), 1
+    try:
+        for _ in reader:
+            start = reader.line_num + 1
+    except csv.Error as e:
+        fix = form.keys.get("quoting", str(path))
+        raise UserError(f"{path} line {start}: {e}", "well-formed quotes", fix) from None
+    return True
+
+
+def _report_line_breaks(path: Path, table: pa.Table, form: Form) -> None:
+    """Quoted line breaks are allowed in texts and said: quotes that belong to a text can swallow rows."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if not pa.types.is_string(column.type) and not pa.types.is_dictionary(column.type):
+            continue
+        broken = pc.match_substring(column.cast(pa.string()), "\n")
+        if first := pc.index(broken, True).as_py() + 1:
+            fix = form.keys.get("quoting", "quotes")
+            if pa.types.is_dictionary(column.type):
+                raise UserError(f"{path} row {first}: {name} holds a line break", "an id on one line", fix)
+            count = pc.sum(broken).as_py()
+            log.info(
+                "%s: %d values of %s hold line breaks, the first in row %d (%s=false if quotes are part of the text)",
+                *(path.name, count, name, first, fix),
+            )
+
+
+def _explain(
+    path: Path,
+    data: pa.Buffer,
+    sep: str,
+    columns: Mapping[str, type],
+    form: Form,
+    quotes: bool,
+    names: Mapping[str, str],
+    error: Exception | None,
+) -> UserError:
+    """What stands at the first line that cannot be read."""
+    try:
+        data.to_pybytes().decode("utf-8")
+    except UnicodeDecodeError as e:
+        return _wrong_byte(path, data.to_pybytes(), e, form)
+    odd: list[pa_csv.InvalidRow] = []  # blank lines and lines of another width
+    try:
+        table = pa_csv.read_csv(
+            pa.BufferReader(data),
+            read_options=pa_csv.ReadOptions(
+                column_names=_positions(columns, form), use_threads=False, block_size=_LONGEST_FIELD
+            ),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=sep,
+                quote_char='"' if form.quoted else False,
+                newlines_in_values=quotes,
+                ignore_empty_lines=False,
+                invalid_row_handler=lambda row: (odd.append(row), "skip")[1],
+            ),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(_positions(columns, form) or names.values(), pa.string())
+            ),
+        )
+    except pa.ArrowException:
+        return UserError(f"{path} cannot be parsed: {error}", "a text table", str(path))
+    found: list[tuple[int, UserError]] = []
+    wrong = next((row for row in odd if row.text.strip()), None)
+    if wrong is not None:
+        before = sum(row.number < wrong.number for row in odd)
+        row = wrong.number - 1 - form.header - before
+        line = wrong.number + _breaks(table, row)
+        text = f"{path} line {line}: {wrong.actual_columns} columns"
+        found.append((line, UserError(text, f"{wrong.expected_columns} columns", str(path))))
+    for name, kind in columns.items():
+        values = table.column(names[name])
+        row = _first_bad(values, kind)
+        if row is not None:
+            number = row + 1 + form.header
+            for skipped in odd:
+                number += skipped.number <= number
+            line = number + _breaks(table, row)
+            text = f"{path} line {line}: {name} is {values[row].as_py()!r}"
+            found.append((line, UserError(text, _KINDS[kind], form.keys.get(name, str(path)))))
+    if not found:
+        return UserError(f"{path} cannot be parsed: {error}", "a text table", str(path))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _breaks(table: pa.Table, rows: int) -> int:
+    """Line breaks inside the fields of the first rows."""
+    texts = [c.slice(0, rows) for c in table.columns if pa.types.is_string(c.type)]
+    return sum(pc.sum(pc.count_substring(c, "\n")).as_py() or 0 for c in texts)
+
+
+def _first_bad(values: pa.ChunkedArray, kind: type) -> int | None:
+    """The first row that is no number of this kind; None for other kinds."""
+    if kind not in (int, float):
+        return None
+    texts = values.to_pandas()
+    numbers = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    bad = ~np.isfinite(numbers)
+    if kind is int:
+        bad |= ~texts.str.fullmatch(re.compile(r"\s*[+-]?[0-9]+\s*")).to_numpy(dtype=bool)
+        bad |= np.abs(numbers) >= 2.0**63
+    return int(np.flatnonzero(bad)[0]) if bad.any() else None
+
+
+def read_parquet(path: Path, columns: Mapping[str, type], keys: Mapping[str, str] | None = None) -> pa.Table:
+    """Some columns of a parquet file as `read_table` does; a text may be null and is empty then.
 
     Raises:
         UserError: no parquet file, a missing column, a null, a value that is not of its type.
     """
     try:
         file = pa_parquet.ParquetFile(path)
-        _require_columns(path, columns, file.schema_arrow.names)
-        table = file.read(columns=list(dict.fromkeys(columns)))
+        names = _match(path, columns, file.schema_arrow.names, keys or {})
+        table = file.read(columns=list(names.values()))
     except (pa.ArrowException, OSError) as e:
         raise UserError(f"{path} cannot be read: {e}", "a parquet file", str(path)) from None
-    _require_rows(path, table)
-    return pa.table({name: _cast(path, name, table.column(name), kind) for name, kind in columns.items()})
+    return _conform(path, table, columns, names, keys or {})
 
 
-def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: type) -> pa.ChunkedArray:
-    if column.null_count:
-        row = pc.index(pc.is_null(column), True).as_py()
-        raise UserError(f"{path} row {row + 1}: {name} is null", "a value in every row", str(path))
+def read_json(path: Path, columns: Mapping[str, type], keys: Mapping[str, str] | None = None) -> pa.Table:
+    """Some fields of JSON lines as columns; a text may be missing and is empty then.
+
+    The first records say how a field is written and whether ids and times are numbers.
+
+    Raises:
+        UserError: no JSON, a missing field, a value of another type; a file that is cut off.
+    """
+    sample = [record for _, record in islice(records(path, json.loads, "JSON"), _SAMPLE)]
+    names = _match(path, columns, list(dict.fromkeys(key for record in sample for key in record)), keys or {})
+    schema = []
+    for name, kind in columns.items():
+        values = [record.get(names[name]) for record in sample]
+        arrow = _ARROW_TYPES[kind] if kind in (int, float, str) else pa.string()
+        if kind in (Id, Time) and not any(isinstance(v, str) for v in values):
+            arrow = pa.float64() if any(isinstance(v, float) for v in values) else pa.int64()
+        schema.append((names[name], arrow))
     try:
-        if kind is str and pa.types.is_timestamp(column.type):
-            return pc.strftime(column, "%Y-%m-%dT%H:%M:%S")
+        with pa.input_stream(str(path)) as stream:
+            table = pa_json.read_json(
+                stream,
+                read_options=pa_json.ReadOptions(block_size=_BLOCK),
+                parse_options=pa_json.ParseOptions(
+                    explicit_schema=pa.schema(schema), unexpected_field_behavior="ignore"
+                ),
+            )
+    except (pa.ArrowException, OSError) as e:
+        raise UserError(f"{path} cannot be read: {e}", "JSON lines", f"{path} (fetch it again)") from None
+    return _conform(path, table, columns, names, keys or {})
+
+
+def _conform(
+    path: Path,
+    table: pa.Table,
+    columns: Mapping[str, type],
+    names: Mapping[str, str],
+    keys: Mapping[str, str],
+) -> pa.Table:
+    _require_rows(path, table)
+    out = {}
+    for name, kind in columns.items():
+        out[name] = _cast(path, name, table.column(names[name]), kind, keys.get(name, str(path)))
+    return pa.table(out)
+
+
+def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: type, fix: str) -> pa.ChunkedArray:
+    if column.null_count and kind is not str:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise UserError(f"{path} row {row + 1}: {name} is null", "a value in every row", fix)
+    given = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    textual = pa.types.is_string(given) or pa.types.is_large_string(given)
+    try:
+        if kind is str:
+            return pc.fill_null(column.cast(pa.string()), "")
+        if kind is Time:
+            return column.cast(pa.string()) if textual else column
         if kind is Id:
-            return column.cast(pa.string()).dictionary_encode()
-        column = column.cast(_ARROW_TYPES[kind])
+            if textual:
+                return column.cast(pa.string()).dictionary_encode()
+            column = column.cast(pa.int64())  # 12.0 is 12; 12.5 is refused
+        column = column.cast(pa.int64() if kind is Id else _ARROW_TYPES[kind])
     except pa.ArrowException as e:
-        raise UserError(f"{path}: column {name} ({column.type}): {e}", _KINDS[kind], str(path)) from None
+        raise UserError(f"{path}: column {name} ({column.type}): {e}", _KINDS[kind], fix) from None
     if kind is float and not np.isfinite(values := column.to_numpy()).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise UserError(f"{path} row {row + 1}: {name} is {values[row]}", _KINDS[float], str(path))
+        raise UserError(f"{path} row {row + 1}: {name} is {values[row]}", _KINDS[float], fix)
     return column
 
 
@@ -134,135 +458,17 @@ def read_lines(
     Raises:
         UserError: with the line: fewer than `least` fields, bytes that are not of `encoding`.
     """
+    form, raw = Form(sep, encoding=encoding), path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig" if encoding == "utf8" else encoding)
+    except UnicodeDecodeError as e:
+        raise _wrong_byte(path, raw, e, form) from None
     out = []
-    for line, row in list(_rows(path, sep, encoding, quoted=False))[1 if header else 0 :]:
+    for number, line in enumerate(re.split(r"\r\n|\n", text), start=1):
+        row = line.split(sep)
+        if not line or (header and number == 1):
+            continue
         if len(row) < least:
-            raise UserError(f"{path} line {line}: {len(row)} columns", f"{least} or more", str(path))
+            raise UserError(f"{path} line {number}: {len(row)} columns", f"{least} or more", str(path))
         out.append(row)
     return out
-
-
-def _parse(
-    path: Path,
-    sep: str,
-    columns: Mapping[str, type],
-    n_columns: int | None,
-    encoding: str,
-    header: bool,
-    quoted: bool,
-) -> pa.Table:
-    source: io.BytesIO | str = str(path)
-    if len(sep) > 1:
-        source = io.BytesIO(path.read_bytes().replace(sep.encode(), _UNIT_SEPARATOR.encode()))
-        sep = _UNIT_SEPARATOR
-    names = None if header else _padded(columns, n_columns)
-    if header:
-        _require_columns(path, columns, _header(path, sep, encoding, quoted))
-    return pa_csv.read_csv(
-        source,
-        read_options=pa_csv.ReadOptions(column_names=names, encoding=encoding, block_size=1 << 24),
-        parse_options=pa_csv.ParseOptions(
-            delimiter=sep, quote_char='"' if quoted else False, newlines_in_values=quoted
-        ),
-        convert_options=pa_csv.ConvertOptions(
-            column_types={name: _ARROW_TYPES[kind] for name, kind in columns.items()},
-            include_columns=list(columns),
-            null_values=[],
-            strings_can_be_null=False,
-        ),
-    )
-
-
-def _padded(columns: Mapping[str, type], n_columns: int | None) -> list[str]:
-    extra = (n_columns or len(columns)) - len(columns)
-    return [*columns, *(f"_unused{i}" for i in range(extra))]
-
-
-def _quotes(path: Path) -> int:
-    with open(path, "rb") as f:
-        return sum(chunk.count(b'"') for chunk in iter(lambda: f.read(1 << 22), b""))
-
-
-def _header(path: Path, sep: str, encoding: str, quoted: bool) -> list[str]:
-    with open(path, encoding="utf-8-sig" if encoding == "utf8" else encoding, newline="") as f:
-        return next(csv.reader(f, delimiter=sep, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE), [])
-
-
-def _require_columns(path: Path, columns: Mapping[str, type], found: Sequence[str]) -> None:
-    for name in columns:
-        if name not in found:
-            raise UserError(f"{path} has the columns {', '.join(found)}", f"a column {name}", str(path))
-
-
-def _rows(path: Path, sep: str, encoding: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers (from 1) and fields, decoded line by line so that a wrong byte has a place."""
-
-    def lines() -> Iterator[str]:
-        with open(path, "rb") as f:
-            for number, raw in enumerate(f, start=1):
-                try:
-                    text = raw.decode(encoding)
-                except UnicodeDecodeError as e:
-                    raise UserError(
-                        f"{path} line {number}: byte 0x{raw[e.start]:02x} is not {encoding}",
-                        f"text in {encoding}",
-                        str(path),
-                    ) from None
-                yield text.removeprefix("\ufeff") if number == 1 else text
-
-    if quoted:
-        csv.field_size_limit(_LONGEST_FIELD)
-        reader = csv.reader(lines(), delimiter=sep, strict=True)
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as e:
-                raise UserError(
-                    f"{path} line {reader.line_num}: {e}", "well-formed quotes", str(path)
-                ) from None
-            if row:
-                yield reader.line_num, row
-    else:
-        for number, text in enumerate(lines(), start=1):
-            if stripped := text.rstrip("\r\n"):
-                yield number, stripped.split(sep)
-
-
-def _explain(
-    path: Path,
-    sep: str,
-    columns: Mapping[str, type],
-    n_columns: int | None,
-    encoding: str,
-    header: bool,
-    quoted: bool,
-) -> None:
-    """Raise UserError at the first line that cannot be parsed; return when there is none."""
-    rows = _rows(path, sep, encoding, quoted)
-    if header:
-        names = next(rows, (0, []))[1]
-        width = len(names)
-    else:
-        names = _padded(columns, n_columns)
-        width = len(names)
-    place = {name: names.index(name) for name in columns}
-    for line, row in rows:
-        if len(row) != width:
-            raise UserError(f"{path} line {line}: {len(row)} columns", f"{width} columns", str(path))
-        for name, kind in columns.items():
-            value = row[place[name]]
-            if kind in (int, float) and not _is_number(value, kind):
-                raise UserError(f"{path} line {line}: {name} is {value!r}", _KINDS[kind], str(path))
-
-
-_KINDS = {int: "an integer", float: "a finite number", str: "text", Id: "ids"}
-
-
-def _is_number(text: str, kind: type) -> bool:
-    try:
-        value = kind(text)
-    except ValueError:
-        return False
-    return abs(value) < 2**63 if kind is int else math.isfinite(value)
