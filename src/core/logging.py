@@ -15,6 +15,7 @@ from typing import TypeVar
 T = TypeVar("T")
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")
+_LIBRARIES = {"py", "transformers", "peft", "accelerate", "huggingface_hub", "torch"}
 _LINE_EVERY_S = 15.0
 
 
@@ -38,7 +39,7 @@ class _NotForTheTerminal(logging.Filter):
     """Warnings of libraries are for `run.log`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.name != "py.warnings"
+        return record.name.split(".")[0] not in _LIBRARIES
 
 
 class _Redacted(logging.Formatter):

@@ -37,6 +37,10 @@ def plan(settings: Settings, stage: str) -> list[str]:
         "student_baseline": settings.baseline_fp,
         "distill": settings.distill_fp,
     }.get(stage)
+    if stage == "teacher":
+        from src.teacher.llm_loading import check_llms  # seconds of imports
+
+        check_llms(settings.teacher)
     if stage == "teacher" and wants_overfit(settings.teacher):
         lines.append(
             f"teacher.overfit={settings.teacher.overfit}: a debug run that keeps and exports nothing"

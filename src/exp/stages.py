@@ -30,6 +30,7 @@ from src.exp.verdict import verdicts
 from src.student.trainer_baseline import train_student
 from src.teacher.export import fill_store, refuse_other_weights
 from src.teacher.factory import build_teacher
+from src.teacher.llm_loading import check_llms
 from src.teacher.overfit import learn_by_heart, wants_overfit
 from src.teacher.quality import ensure_quality
 
@@ -39,6 +40,7 @@ log = get_logger(__name__)
 def run_teacher(settings: Settings, run: Run) -> float | None:
     """Train the teacher, rank the samples, write the store, and record how good its rankings are."""
     config = settings.teacher
+    check_llms(config)  # before anything is trained
     if wants_overfit(config):  # a debug help: the run keeps no fingerprint and is nobody's result
         learn_by_heart(config, load_dataset(settings.dataset), run)
         return None

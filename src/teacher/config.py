@@ -193,7 +193,7 @@ class IloraConfig:
 
     def identity(self) -> dict[str, Any]:
         """What determines results, by group."""
-        parts = determining(self)
+        parts = determining(self) | {"llm": self.llm.identity()}
         if self.batch_norm:
             parts["train"]["micro_batch_size"] = self.train.micro_batch_size
         return parts
@@ -353,8 +353,6 @@ def llm_fingerprint(
     """Identity of the embedded LLM; `train_ids` where it does not read the whole training split."""
     parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "tiny": determining(tiny)}
     parts |= {"prompt": determining(prompt), "seed": seed}
-    if prompt.candidates:
-        parts["text"] = "reads candidate lists"  # models of the time before had seen none
     return fingerprint(parts | ({} if train_ids is None else {"train_ids": train_ids.tolist()}))
 
 

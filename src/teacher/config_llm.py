@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from src.core.config import setting
+from src.core.config import determining, setting
+from src.core.paths import resolve
+from src.teacher.llm_files import files_hash
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,12 @@ class TinyLLMConfig:
 class LLMConfig:
     """`conf/teacher/llm/*.yaml`: the causal language model behind the teacher."""
 
-    kind: str = setting("where the weights come from", choices=("tiny", "local", "hub"))
-    path: str | None = setting("folder in Hugging Face layout (local) or name on the hub (hub)")
+    kind: str = setting("where the weights come from", choices=("tiny", "local", "gguf", "hub"))
+    path: str | None = setting(
+        "folder in Hugging Face layout (local), GGUF file (gguf) or name on the hub (hub)"
+    )
     revision: str | None = setting("commit, tag or branch on the hub; null: the default branch")
+    merge_adapter: bool = setting("local: add the adapter that lies beside the weights to them")
     trust_remote_code: bool = setting("run Python code that comes with the weights")
     dtype: str = setting("type of the frozen weights", choices=("float32", "bfloat16", "float16"))
     attention: str = setting("attention implementation", choices=("sdpa", "eager", "flash_attention_2"))
@@ -46,16 +52,35 @@ class LLMConfig:
     tiny: TinyLLMConfig | None = setting("sizes and pre-training of the embedded model; null for the others")
 
     def problems(self) -> list[str]:
+        """A key that this kind of model does not read is refused: it would be ignored without a word."""
         out = []
         if (self.kind == "tiny") != (self.tiny is not None):
             out.append(f"llm.tiny: found {'sizes' if self.tiny else 'null'} with kind={self.kind}")
         if self.kind != "tiny" and not self.path:
-            out.append(
-                f"llm.path: found null, expected a {'folder' if self.kind == 'local' else 'model name'}"
-            )
-        if self.revision and self.kind != "hub":
-            out.append(f"llm.revision: found {self.revision!r} with kind={self.kind}, expected null")
+            wanted = {"local": "a folder", "gguf": "a file", "hub": "a model name"}[self.kind]
+            out.append(f"llm.path: found null, expected {wanted}")
+        if self.kind == "tiny" and self.path is not None:
+            expected = "null (teacher/llm=local, gguf or hub reads a path)"
+            out.append(f"llm.path: found {self.path!r} with kind=tiny, expected {expected}")
+        read = {
+            "revision": ("hub",),
+            "merge_adapter": ("local",),
+            "trust_remote_code": ("local", "hub"),
+            "quantization": ("local", "hub"),
+        }
+        for name, kinds in read.items():
+            value = getattr(self, name)
+            if self.kind not in kinds and value not in (None, False, "none"):
+                unset = {"revision": "null", "quantization": "none"}.get(name, "false")
+                out.append(f"llm.{name}: found {value!r} with kind={self.kind}, expected {unset}")
         return out
+
+    def identity(self) -> dict[str, Any]:
+        """What determines results: the files of a local model count by their hash, not by where they lie."""
+        parts = determining(self)
+        if self.kind in ("local", "gguf"):
+            parts["path"] = files_hash(resolve(str(self.path)))
+        return parts
 
 
 @dataclass(frozen=True)

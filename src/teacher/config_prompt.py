@@ -42,6 +42,9 @@ class PromptConfig:
     separator: str = setting("text between two entries")
     item: str = setting("text whose last hidden state represents an item: {title} and, last, {item}")
     end: str = setting("what ends the answer, besides the tokenizer's end token")
+    title_tokens: int | None = setting(
+        "longer titles are cut to so many tokens, everywhere; null: as they are", ge=1
+    )
     train: tuple[Template, ...] = setting("wordings for training, one drawn per sample")
     evaluation: Template = setting("the wording of validation, test and export")
 

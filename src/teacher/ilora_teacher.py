@@ -29,7 +29,7 @@ from src.teacher.distributed import Team
 from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
 from src.teacher.ilora_model import IloraModel
-from src.teacher.llm import load_llm
+from src.teacher.llm_loading import load_llm
 from src.teacher.oom import Halving
 from src.teacher.overfit import refuse_debug
 from src.teacher.prompts import PromptBuilder, collate
@@ -105,9 +105,8 @@ class IloraTeacher:
         return team
 
     def load(self) -> None:
-        """Encoder, LLM, prompts and an untrained model."""
+        """LLM, prompts, encoder and an untrained model. What may be refused comes before what is trained."""
         config, data = self.config, self.data
-        self.encoder = frozen_encoder(config.encoder, data, config.seed, self.subset)
         folder, self.llm_seconds = None, 0.0
         if config.llm.tiny is not None:
             with self._team().main_first():  # Hugging Face writes a model in the main process only
@@ -119,6 +118,7 @@ class IloraTeacher:
         llm = load_llm(config.llm, folder)
         self._check(llm.bidirectional)
         self.builder = PromptBuilder(config.prompt, llm.tokenizer, data.titles, llm.context, config.seed)
+        self.encoder = frozen_encoder(config.encoder, data, config.seed, self.subset)
         prior = config.objective.item > 0 and config.objective.prior == "sasrec"
         self.source = SampleSource(data, self.builder, self.encoder, prior)
         self.llm_identity = llm.identity

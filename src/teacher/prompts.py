@@ -14,20 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from src.core.candidates import CandidateSampler
 from src.core.errors import UserError
 from src.core.seed import derive
 from src.teacher.chat import ChatFrame, chat_frame
 from src.teacher.config_prompt import PromptConfig, Template
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from src.teacher.prompt_tokens import PromptTokens, readable_titles
 
 PLACEHOLDER = -1
 IGNORE = -100
@@ -111,35 +109,12 @@ class _Wording:
     def __init__(self, template: Template, tokens: PromptTokens, chat: ChatFrame | None):
         before, after = template.prefix.split("{history}")
         if chat is None:
-            self.before = tokens.start + tokens.of(before, first=True)
+            self.before = tokens.start + tokens.of(before, first=True, control=True)
         else:  # the frame brings its own begin token
-            self.before = tokens.of(chat.before + before, first=True)
-        self.cue = tokens.of(after)
+            self.before = tokens.of(chat.before + before, first=True, control=True)
+        self.cue = tokens.of(after, control=True)
         before, after = template.choice.split("{candidates}")
-        self.choice, self.ask = tokens.of(before), tokens.of(after)
-
-
-class PromptTokens:
-    """The tokenizer's part of prompts: pieces as ids, start and end of a text."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-        self.start: list[int] = [] if bos is None else [bos]
-        self._anchors = {text: self._ids(text) for text in (":", "\n")}
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def of(self, text: str, first: bool = False, after: str = ":") -> list[int]:
-        """Ids of a piece as it is tokenised inside a text behind `after`, ":" or a new line (`first`: at its start)."""
-        text = text.rstrip(" ")
-        if first or not text:
-            return self._ids(text) if text else []
-        # Tokenizers of the SentencePiece family put a space before a text that stands alone.
-        joined, anchor = self._ids(after + text), self._anchors[after]
-        n = len(anchor)
-        return joined[n:] if joined[:n] == anchor else self._ids(text)
+        self.choice, self.ask = (tokens.of(piece, control=True) for piece in (before, after))
 
 
 class PromptBuilder:
@@ -167,25 +142,22 @@ class PromptBuilder:
         self.config, self.context, self.seed, self.n_items = config, context, seed, len(titles) - 1
         self.tokens = tokens = PromptTokens(tokenizer)
         self.chat = chat = chat_frame(tokenizer, config.chat)
-        for item, title in enumerate(titles[1:], start=1):
-            if not title.strip():
-                raise UserError(f"the title of item {item} is empty", "a title per item", "the items file")
-        self.titles = [t.strip() for t in titles]
+        self.titles = readable_titles(tokens, titles, config.title_tokens)
         self._entries = [np.empty(0, np.int64), *(self._with_slot(config.entry, t) for t in self.titles[1:])]
         self._texts = [np.empty(0, np.int64), *(self._with_slot(config.item, t) for t in self.titles[1:])]
         eos = tokenizer.eos_token_id
         if chat is not None and chat.end:
-            self._end = tokens.of(chat.end)
+            self._end = tokens.of(chat.end, control=True)
         else:
-            self._end = tokens.of(config.end) + ([] if eos is None else [eos])
-        self._frame_end = [] if chat is None else tokens.of(chat.after)
+            self._end = tokens.of(config.end, control=True) + ([] if eos is None else [eos])
+        self._frame_end = [] if chat is None else tokens.of(chat.after, control=True)
         # An assistant that begins a new line begins it with the title, without a space.
         space, after = ("", "\n") if chat is not None and chat.after.endswith("\n") else (" ", ":")
         self._answers = [
             np.empty(0, np.int64),
             *(np.array(tokens.of(space + t, after=after) + self._end, np.int64) for t in self.titles[1:]),
         ]
-        self._separator = np.array(tokens.of(config.separator), np.int64)
+        self._separator = np.array(tokens.of(config.separator, control=True), np.int64)
         self._train = [_Wording(t, tokens, chat) for t in config.train]
         self._evaluation = _Wording(config.evaluation, tokens, chat)
         self._sampler = CandidateSampler(self.titles, seed, "teacher.prompt.candidates")

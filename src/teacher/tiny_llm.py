@@ -32,7 +32,7 @@ from src.teacher.config_llm import TinyLLMConfig
 from src.teacher.config_prompt import PromptConfig
 from src.teacher.prompts import PLACEHOLDER, PromptBuilder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the manifest names its own fingerprint
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 log = get_logger(__name__)
 
@@ -54,14 +54,18 @@ def tiny_llm_folder(
     if train_ids is not None:
         data = replace(data, splits={**data.splits, "train": train_ids})
     folder = model_dir(data.name, "tiny_llm", fp)
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "dataset_fingerprint": data.fingerprint,
+        "fingerprint": fp,
+    }
     with lock(folder, log.info):
         if not is_complete(folder):
             watch = Stopwatch()
             with artifact_folder(folder) as tmp:
                 loss = _make(config, prompt, data, seed, device, tmp)
-                fields = {"format_version": FORMAT_VERSION, "dataset_fingerprint": data.fingerprint}
-                write_manifest(tmp, {**fields, "loss": loss, "train_seconds": watch.seconds()})
-    load_manifest(folder, {"dataset_fingerprint": data.fingerprint}, f"delete {folder}")
+                write_manifest(tmp, {**identity, "loss": loss, "train_seconds": watch.seconds()})
+    load_manifest(folder, identity, f"delete {folder}")
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 from src.core.errors import ConfigError, UserError
 from src.teacher.config import model_fingerprint
 from src.teacher.ilora_teacher import IloraTeacher
-from src.teacher.llm import load_llm
+from src.teacher.llm_loading import load_llm
 from src.teacher.prompts import PLACEHOLDER, PromptBuilder, collate
 from src.teacher.tiny_llm import train_tokenizer
 
@@ -60,7 +60,7 @@ def test_the_prompt_is_the_users_message(prompt, name):
         end = tokenizer.apply_chat_template(said, tokenize=False).rpartition("(1995)")[2].strip()
         assert end == ("<end>" if name == "turns" else "</s>")
         assert shown(framed, example.ids[example.answer :]) == f"{space}Pale Lantern (1995){end}"
-        assert framed.end_ids == framed.tokens.of(end)
+        assert framed.end_ids == framed.tokens.of(end, control=True)
         assert (example.ids == tokenizer.bos_token_id).sum() == (name != "none")
         assert (example.ids == PLACEHOLDER).sum() == len(example.items)
         # without placeholders the frame's ids are those of the whole rendered text

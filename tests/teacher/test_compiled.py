@@ -17,7 +17,8 @@ from src.teacher.config import model_fingerprint
 from src.teacher.config_llm import LoraSettings
 from src.teacher.gating import GateControl
 from src.teacher.ilora_teacher import IloraTeacher
-from src.teacher.llm import add_lora, backbone, find_blocks, load_llm
+from src.teacher.llm import add_lora, backbone, find_blocks
+from src.teacher.llm_loading import load_llm
 
 LORA = LoraSettings(rank=8, experts=4, alpha=32.0, dropout=0.0, targets=None)
 WHEN = [(8, 17), (8, 11), (5, 23), (3, 9)]  # rows and tokens; the first has as many rows as the rank

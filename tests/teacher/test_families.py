@@ -16,7 +16,8 @@ from src.core.errors import UserError
 from src.core.paths import model_dir
 from src.teacher.diagnostics import check_reading
 from src.teacher.ilora_teacher import IloraTeacher
-from src.teacher.llm import add_lora, find_targets, load_llm, token_logits
+from src.teacher.llm import add_lora, find_targets, token_logits
+from src.teacher.llm_loading import load_llm
 from src.teacher.prompts import collate
 from src.teacher.ranking.base import Context
 from src.teacher.ranking.prefix import SharedPrefix

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from src.core.errors import UserError
-from src.teacher.llm import load_llm
+from src.teacher.llm_loading import load_llm
 from tests.teacher.conftest import compose_teacher
 from tests.teacher.test_families import FAMILIES, write_family
 
