@@ -37,6 +37,12 @@ def load_error(config: LLMConfig, label: str, error: Exception) -> UserError:
     if isinstance(error, ValueError) and "attention implementation" in why:
         key = "teacher.llm.attention"
         return UserError(f"{label} has no {key}={config.attention}", "eager", key)
+    if "custom code" in why:
+        return UserError(
+            f"{label} needs Python code that comes with it",
+            "a model of this transformers version",
+            "teacher.llm.trust_remote_code to true, if you trust its authors",
+        )
     if config.kind != "hub":
         expected = "a whole model of this transformers version"
         return UserError(f"{label} cannot be loaded: {why[:300]}", expected, _PATH)

@@ -114,7 +114,7 @@ def _no_model(path: Path) -> UserError:
 
 
 def _check_whole(file: Path) -> None:
-    """Not empty, no pointer of Git LFS, and of the length that a safetensors header says."""
+    """Not empty, no pointer of Git LFS, JSON where its name says so, of the length that a safetensors header says."""
     size = file.stat().st_size
     with open(file, "rb") as f:
         head = f.read(len(_LFS))
@@ -124,9 +124,14 @@ def _check_whole(file: Path) -> None:
             )
         if size == 0:
             raise UserError(f"{file} is empty", "the file of a whole model", _KEY)
+        f.seek(0)
+        if file.suffix == ".json":
+            try:
+                json.load(f)
+            except (ValueError, RecursionError) as e:
+                raise UserError(f"{file} cannot be read: {e}", "JSON", f"{_KEY}, or copy it again") from None
         if file.suffix != ".safetensors":
             return
-        f.seek(0)
         length = int.from_bytes(f.read(8), "little")
         try:
             header = json.loads(f.read(length)) if 8 + length <= size else None

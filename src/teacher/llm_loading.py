@@ -247,8 +247,11 @@ def refuse_incomplete(report: Mapping[str, Any], label: str, bidirectional: bool
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, label: str) -> None:
     """Raise UserError where a token has no embedding, or a word of the prompts is a token of its own."""
-    # Padding is never read: families whose tokenizer brings a pad token of its own are fine.
-    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and i != tokenizer.pad_token_id}
+    # Some classes add such tokens by themselves; no text becomes one of them.
+    unread = {tokenizer.pad_token_id, tokenizer.unk_token_id}
+    if label.endswith(".gguf"):
+        unread |= set(tokenizer.get_added_vocab().values())
+    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and i not in unread}
     if beyond:
         first = min(beyond)
         raise UserError(
