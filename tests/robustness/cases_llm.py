@@ -252,7 +252,7 @@ def _kinds() -> Iterator[Case]:
     yield _case(
         "code of its own",
         _config_json(model_type="mine", auto_map={"AutoConfig": "mine.Config"}),
-        "cannot be loaded",
+        "needs Python code that comes with it",
         "trust_remote_code",
     )
 
