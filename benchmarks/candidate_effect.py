@@ -29,7 +29,8 @@ from src.core.logging import get_logger, setup_logging
 from src.core.metrics import paired_difference
 from src.core.paths import CONF
 from src.core.seed import numpy_stream
-from src.teacher.config import IloraConfig, build_teacher_config
+from src.teacher.config import IloraConfig
+from src.teacher.factory import build_teacher_config
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.tiny_llm import tiny_llm_folder
 

@@ -34,8 +34,9 @@ from src.core.logging import get_logger, setup_logging
 from src.core.paths import CONF
 from src.core.store_writer import StoreWriter
 from src.core.teacher_store import TeacherRows
-from src.teacher.config import IloraConfig, build_teacher_config
+from src.teacher.config import IloraConfig
 from src.teacher.config_llm import LLMConfig
+from src.teacher.factory import build_teacher_config
 
 if TYPE_CHECKING:
     from src.teacher.ilora_teacher import IloraTeacher

@@ -22,7 +22,7 @@ from src.core.artifacts import (
     save_npy,
     write_manifest,
 )
-from src.core.config import determining, setting
+from src.core.config import config_group, determining, setting
 from src.core.data_utils import InteractionData
 from src.core.datasets.filters import plain_title
 from src.core.errors import UserError
@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
+@config_group
 class CandidateConfig:
     """`eval.candidates`: the sets that every model is asked about besides the whole catalogue."""
 

@@ -1,23 +1,33 @@
-"""Typed settings: a dataclass per config group, built from Hydra's mapping, all errors at once.
+"""Typed settings on pydantic: a frozen class per config group, all errors at once.
 
-A settings class is a frozen dataclass whose fields are made with `setting(meaning, ...)`. Values
-live in the YAML files under `conf/` and only there: a field has no default, so a key that a file
-forgets is an error like a key that nobody knows.
+A settings class is made with `@config_group` and its fields with `setting(meaning, ...)`. Values live in the YAML files
+under `conf/` and only there: a field has no default, so a key that a file forgets is an error like one nobody knows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import difflib
 import re
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from src.core.errors import ConfigError
 
 T = TypeVar("T")
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (lambda v, b: v >= b, ">="),
+    "gt": (lambda v, b: v > b, ">"),
+    "le": (lambda v, b: v <= b, "<="),
+    "lt": (lambda v, b: v < b, "<"),
+}
 
 
 def setting(
@@ -30,8 +40,9 @@ def setting(
     choices: tuple | None = None,
     file_name: bool = False,
     in_fingerprint: bool = True,
+    when: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A dataclass field with its meaning, its allowed values, and whether it determines results.
+    """A field with its meaning, its allowed values, and when it is read.
 
     Args:
         meaning: one line that a reader of the YAML file would want.
@@ -39,25 +50,33 @@ def setting(
         choices: the allowed values.
         file_name: the text becomes the name of a folder, and must not lead elsewhere.
         in_fingerprint: False for settings that change where or how fast, never what is computed.
+        when: {field of the same group: its values with which this one is read, or True for any but 0 and null};
+            elsewhere it stays out of fingerprints, and (with values) setting it is refused.
     """
-    return dataclasses.field(
-        metadata={
-            "meaning": meaning,
-            "bounds": (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)),
-            "choices": choices,
-            "file_name": file_name,
-            "in_fingerprint": in_fingerprint,
-        }
+    bounds = {name: b for name, b in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if b is not None}
+    allowed = [f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items()]
+    allowed += [" | ".join(map(str, choices))] if choices else []
+    extra = {"in_fingerprint": in_fingerprint, "when": dict(when or {}), "allowed": ", ".join(allowed)}
+    field: Any = Field(description=meaning, json_schema_extra=extra)
+    field.metadata.append(
+        WrapValidator(partial(_checked, bounds=bounds, choices=choices, file_name=file_name))
     )
+    return field
 
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
-_COMPARE = {
-    "ge": (lambda v, b: v >= b, ">="),
-    "gt": (lambda v, b: v > b, ">"),
-    "le": (lambda v, b: v <= b, "<="),
-    "lt": (lambda v, b: v < b, "<"),
-}
+@dataclass_transform(frozen_default=True, field_specifiers=(setting, Field))
+def config_group(cls: type[T]) -> type[T]:
+    """Make a frozen, validated dataclass; its method `problems()`, if any, lists contradictions among its fields."""
+
+    def consistent(self: Any) -> Any:
+        if problems := self.problems():
+            raise PydanticCustomError("contradiction", "{problems}", {"problems": problems})
+        return self
+
+    if "problems" in vars(cls):
+        cls.consistent = model_validator(mode="after")(consistent)  # type: ignore[attr-defined]
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    return dataclass(frozen=True, config=config)(cls)
 
 
 def build(cls: type[T], values: Mapping[str, Any] | None, where: str, problems: list[str]) -> T | None:
@@ -68,85 +87,151 @@ def build(cls: type[T], values: Mapping[str, Any] | None, where: str, problems: 
     if not isinstance(values, Mapping):
         problems.append(f"{where}: found {values!r}, expected a group of settings")
         return None
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    before = len(problems)
-    for key in values:
-        if key not in fields:
-            problems.append(f"{where}.{key}: unknown key, expected one of {', '.join(fields)}")
-    kwargs = {}
-    for name, field in fields.items():
-        if name not in values:
-            problems.append(f"{where}.{name}: missing ({field.metadata.get('meaning', 'no default')})")
-            continue
-        kwargs[name] = _convert(values[name], hints[name], f"{where}.{name}", field.metadata, problems)
-    if len(problems) > before:
+    try:
+        return cls.__pydantic_validator__.validate_python({**values})  # type: ignore[attr-defined]
+    except ValidationError as e:
+        errors = sorted(e.errors(include_url=False), key=lambda e: e["type"] != "unexpected_keyword_argument")
+        problems.extend(line for error in errors for line in _lines(cls, error, where))
         return None
-    made = cls(**kwargs)
-    for problem in made.problems() if hasattr(made, "problems") else ():
-        problems.append(f"{where}: {problem}")
-    return made if len(problems) == before else None
 
 
 def build_or_raise(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:
     """`build`, raising ConfigError with every problem found."""
     problems: list[str] = []
     made = build(cls, values, where, problems)
-    if problems:
+    if made is None:
         raise ConfigError(problems)
-    assert made is not None
     return made
 
 
-def _convert(value: Any, hint: Any, where: str, meta: Mapping[str, Any], problems: list[str]) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        hint = next(a for a in args if a is not type(None))
-        origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where, problems)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            problems.append(f"{where}: found {value!r}, expected a list")
-            return None
-        return tuple(_convert(v, args[0], where, meta, problems) for v in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            value = float(value)
-        except OverflowError:
-            problems.append(f"{where}: found a number of {value.bit_length()} bits, expected a finite number")
-            return None
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        problems.append(f"{where}: found {value!r}, expected {hint.__name__}")
-        return None
-    if isinstance(value, int) and value.bit_length() > 63:
-        problems.append(f"{where}: found a number of {value.bit_length()} bits, expected at most 63")
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        problems.append(f"{where}: found {value!r}, expected a finite number")
-        return None
-    choices = meta.get("choices")
-    if choices and value not in choices:
-        problems.append(f"{where}: found {value!r}, expected one of {', '.join(map(str, choices))}")
-    if meta.get("file_name") and not _FILE_NAME.fullmatch(value):
-        problems.append(f"{where}: found {value!r}, expected a name of letters, digits, _ - . and +")
-    for name, bound in meta.get("bounds", ()):
-        compare, sign = _COMPARE[name]
-        if bound is not None and not compare(value, bound):
-            problems.append(f"{where}: found {value!r}, expected {sign} {bound}")
-    return value
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean X?)" where a known name is close, else an empty text."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
-def determining(settings: Any) -> Any:
+def _checked(
+    value: Any, handler: Callable, *, bounds: dict[str, float], choices: tuple | None, file_name: bool
+) -> Any:
+    """The value as pydantic makes it, refused where that took a conversion or where it is out of bounds."""
+    made = handler(value)
+    pairs = zip(value, made, strict=True) if isinstance(made, tuple) else [(value, made)]
+    for found, v in pairs:
+        _check_type(found, v)
+        if choices and v not in choices:
+            raise _wrong(found, f"one of {', '.join(map(str, choices))}")
+        if file_name and not _FILE_NAME.fullmatch(v):
+            raise _wrong(found, "a name of letters, digits, _ - . and +")
+        for name, bound in bounds.items() if v is not None else ():
+            compare, sign = _BOUNDS[name]
+            if not compare(v, bound):
+                raise _wrong(v, f"{sign} {bound}")
+    return made
+
+
+def _check_type(found: Any, made: Any) -> None:
+    if isinstance(made, int) and made.bit_length() > 63:
+        raise _wrong(made, "at most 63")
+    whole = type(made) is float and type(found) is int
+    if isinstance(made, (bool, int, float, str)) and type(found) is not type(made) and not whole:
+        raise _wrong(found, type(made).__name__)
+
+
+def _wrong(found: Any, expected: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong", "{line}", {"line": f"found {_shown(found)}, expected {expected}"})
+
+
+def _shown(value: Any) -> str:
+    huge = isinstance(value, int) and value.bit_length() > 63
+    return f"a number of {value.bit_length()} bits" if huge else repr(value)
+
+
+_EXPECTED = {
+    "tuple": "a list",
+    "dataclass": "a group of settings",
+    "finite": "a finite number",
+    "string": "str",
+}
+
+
+def _lines(cls: type, error: ErrorDetails, where: str) -> list[str]:
+    """One error of pydantic in our words, with its full key (of a list: without the element's number)."""
+    path = [str(part) for part in error["loc"] if isinstance(part, str)]
+    key, group = ".".join([where, *path]), cls
+    for name in path[:-1]:
+        group = group_of(group, name) or group
+    kind, value = error["type"], error["input"]
+    if kind == "contradiction":
+        return [f"{key}: {problem}" for problem in error["ctx"]["problems"]]
+    if kind == "unexpected_keyword_argument":
+        names = [f.name for f in dataclasses.fields(group) if f.init]
+        close = did_you_mean(path[-1], names)
+        return [f"{key}: unknown key, expected one of {', '.join(names)}{close}"]
+    if kind == "missing":
+        return [f"{key}: missing ({fields_of(group)[path[-1]].description})"]
+    if kind == "wrong":
+        return [f"{key}: {error['ctx']['line']}"]
+    if isinstance(value, int) and not isinstance(value, bool) and kind == "float_type":
+        return [f"{key}: found {_shown(value)}, expected a finite number"]
+    expected = _EXPECTED.get(kind.split("_")[0], kind.split("_")[0])
+    return [f"{key}: found {_shown(value)}, expected {expected}"]
+
+
+def fields_of(cls: Any) -> dict[str, Any]:
+    """{name: pydantic field} of a settings class or object, with `description` and `json_schema_extra`; {} else."""
+    return getattr(cls, "__pydantic_fields__", {})
+
+
+def group_of(cls: type, name: str) -> type | None:
+    """The settings class of a nested group; None for a value."""
+    annotation = fields_of(cls)[name].annotation if name in fields_of(cls) else None
+    parts = (annotation, *getattr(annotation, "__args__", ()))
+    return next((part for part in parts if fields_of(part)), None)
+
+
+def is_read(group: Any, name: str, by_kind: bool = False) -> bool:
+    """Whether the group's other values let `name` have an effect.
+
+    Args:
+        by_kind: look only at conditions with values (a chosen kind), not at weights that are 0.
+    """
+    conditions = fields_of(group)[name].json_schema_extra["when"] if name in fields_of(group) else {}
+    return all(
+        (by_kind or bool(getattr(group, key))) if wanted is True else getattr(group, key) in wanted
+        for key, wanted in conditions.items()
+    )
+
+
+def unread(group: Any, path: Sequence[str]) -> str | None:
+    """Why setting the key `path` below `group` would have no effect; None where it has one."""
+    for name in path:
+        if isinstance(group, Mapping) and name in group:
+            group = group[name]
+            continue
+        if name not in fields_of(group):
+            return None
+        if not is_read(group, name, by_kind=True):
+            conditions = fields_of(group)[name].json_schema_extra["when"]
+            key, wanted = next(
+                (k, w) for k, w in conditions.items() if w is not True and getattr(group, k) not in w
+            )
+            return (
+                f"not read with {key}={getattr(group, key)}, expected {key}={' or '.join(map(str, wanted))}"
+            )
+        group = getattr(group, name)
+    return None
+
+
+def determining(value: Any) -> Any:
     """The part of a settings object that determines results, as plain JSON types (for fingerprints)."""
-    if dataclasses.is_dataclass(settings):
+    if fields := fields_of(value):
         return {
-            f.name: determining(getattr(settings, f.name))
-            for f in dataclasses.fields(settings)
-            if f.metadata.get("in_fingerprint", True)
+            name: determining(getattr(value, name))
+            for name, field in fields.items()
+            if (field.json_schema_extra or {}).get("in_fingerprint", True) and is_read(value, name)
         }
-    if isinstance(settings, (list, tuple)):
-        return [determining(v) for v in settings]
-    return settings
+    if isinstance(value, Mapping):
+        return {name: determining(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [determining(v) for v in value]
+    return value

@@ -12,21 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.core.candidates import CandidateConfig
-from src.core.config import setting
+from src.core.config import config_group, setting
 from src.core.errors import UserError
 
 MISSED = np.iinfo(np.int32).max
 METRICS = ("Recall", "NDCG", "HitRatio")
 
 
-@dataclass(frozen=True)
+@config_group
 class EvalConfig:
     """`conf/config.yaml`, group `eval`: how models are measured and the best epoch is chosen."""
 
-    ks: tuple[int, ...] = setting("list lengths of Recall@K, NDCG@K, HitRatio@K", ge=1)
+    ks: tuple[int, ...] = setting("list lengths of Recall@K, NDCG@K, HitRatio@K", ge=1, in_fingerprint=False)
     select_metric: str = setting("validation metric that chooses the best epoch, e.g. NDCG@10")
     exclude_history: bool = setting(
-        "leave the history's items out of the ranking in the reported test figures"
+        "leave the history's items out of the ranking in the reported figures",
+        in_fingerprint=False,
     )
     batch_size: int = setting("samples scored at once in evaluation", ge=1, in_fingerprint=False)
     candidates: CandidateConfig | None = setting(

@@ -7,69 +7,100 @@ stand in docs/specification/03_distill_dllm2rec_logic.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from src.core.config import build, setting
+from src.core.config import config_group, setting
+
+# With which other keys a key is read (`setting(when=...)`).
+_RANK: dict[str, Any] = {"lam": True}
+_DRO = _RANK | {"alpha": True}
+_CONFIDENCE = _RANK | {"gamma_confidence": True}
+_FUSE = {"embedding": ("fuse", "both")}
+_ALIGN = {"embedding": ("align", "both")}
+_EITHER: dict[str, Any] = {"embedding": ("fuse", "align", "both")}
 
 
-@dataclass(frozen=True)
+@config_group
 class DistillConfig:
     """`conf/distill/*.yaml`. The recommendation loss is not here: it is `student.loss`, as in the baseline."""
 
-    name: str = setting("name in tables")
+    name: str = setting("name in tables", in_fingerprint=False)
 
     # Ranking distillation: total = student.loss + lam * L_rd.
     lam: float = setting("weight of the ranking distillation; 0 switches it off", ge=0)
-    top_k: int = setting("teacher candidates used per sample, K", ge=1)
+    top_k: int = setting("teacher candidates used per sample, K", ge=1, when=_RANK)
     history_candidates: str = setting(
         "history items among the candidates: keep, drop, or auto: drop where no training target is one",
         choices=("keep", "drop", "auto"),
+        when=_RANK,
     )
     rd_loss: str = setting(
         "per-candidate loss: bce (one negative, as the code) or ce (soft targets over the catalogue)",
         choices=("bce", "ce"),
+        when=_RANK,
     )
     rd_negative: str = setting(
         "bce: the negative's term: log sigma(-s) (minus) or log sigma(1 - s) (one_minus, as the code)",
         choices=("minus", "one_minus"),
+        when=_RANK | {"rd_loss": ("bce",)},
     )
     alpha: float = setting(
-        "weight of the DRO term within L_rd (the target's own DRO term is student.loss=dros)", ge=0
+        "weight of the DRO term within L_rd (the target's own DRO term is student.loss=dros)",
+        ge=0,
+        when=_RANK,
     )
-    beta: float = setting("robustness radius of the DRO term", gt=0)
+    beta: float = setting("robustness radius of the DRO term", gt=0, when=_DRO)
     dro_weighting: str = setting(
         "DRO term weighted per sample, or product of two batch means (a broadcast slip of the code)",
         choices=("per_sample", "batch_mean"),
+        when=_DRO,
     )
-    gamma_position: float = setting("share of the position weight", ge=0)
-    gamma_confidence: float = setting("share of the confidence weight", ge=0)
-    gamma_consistency: float = setting("share of the consistency weight", ge=0)
-    beta_pos: float = setting("decay of the position weight exp(-k / beta_pos), in ranks", gt=0)
+    gamma_position: float = setting("share of the position weight", ge=0, when=_RANK)
+    gamma_confidence: float = setting("share of the confidence weight", ge=0, when=_RANK)
+    gamma_consistency: float = setting("share of the consistency weight", ge=0, when=_RANK)
+    beta_pos: float = setting(
+        "decay of the position weight exp(-k / beta_pos), in ranks",
+        gt=0,
+        when=_RANK | {"gamma_position": True},
+    )
     confidence: str = setting(
         "confidence from each candidate's distance (as the code) or from the true next item's (as the paper)",
         choices=("candidate", "target"),
+        when=_CONFIDENCE,
     )
     confidence_scaling: str = setting(
         "distances before exp(-d): min-max scaled per row (of the target: over all rows), or raw (as the code)",
         choices=("minmax", "none"),
+        when=_CONFIDENCE,
     )
-    confidence_temperature: float = setting("divides the (scaled) distances; smaller is sharper", gt=0)
+    confidence_temperature: float = setting(
+        "divides the (scaled) distances; smaller is sharper", gt=0, when=_CONFIDENCE
+    )
 
     # Embedding distillation.
     embedding: str = setting(
         "fuse: projected teacher vectors in the input table; align: a distance loss; both; none",
         choices=("fuse", "align", "both", "none"),
     )
-    ed_weight: float = setting("fuse: factor of the projected teacher vector", ge=0)
-    offset: bool = setting("fuse: add the student's own item vector (false: projected vector alone)")
-    align_weight: float = setting("align: weight of the distance loss", ge=0)
-    align_loss: str = setting("align: distance", choices=("cosine", "mse"))
-    align_items: int | None = setting("align: items drawn per step; null: the whole catalogue", ge=1)
-    projector: str = setting("map from the teacher's width to the student's", choices=("linear", "mlp"))
-    projector_width: int = setting("hidden width of the mlp projector", ge=1)
+    ed_weight: float = setting("fuse: factor of the projected teacher vector", ge=0, when=_FUSE)
+    offset: bool = setting(
+        "fuse: add the student's own item vector (false: projected vector alone)", when=_FUSE
+    )
+    align_weight: float = setting("align: weight of the distance loss", ge=0, when=_ALIGN)
+    align_loss: str = setting("align: distance", choices=("cosine", "mse"), when=_ALIGN)
+    align_items: int | None = setting(
+        "align: items drawn per step; null: the whole catalogue", ge=1, when=_ALIGN
+    )
+    projector: str = setting(
+        "map from the teacher's width to the student's", choices=("linear", "mlp"), when=_EITHER
+    )
+    projector_width: int = setting(
+        "hidden width of the mlp projector", ge=1, when=_EITHER | {"projector": ("mlp",)}
+    )
     embedding_scaling: str = setting(
         "teacher vectors as they are (as the code), or centred and scaled to unit mean square",
         choices=("none", "standardize"),
+        when=_EITHER,
     )
 
     control: str = setting(
@@ -77,7 +108,9 @@ class DistillConfig:
         choices=("none", "shuffle_rankings", "permute_embeddings", "both"),
     )
     projection_dtype: str = setting(
-        "precision of the projection's product; bf16 is faster and rounds", choices=("float32", "bf16")
+        "precision of the projection's product; bf16 is faster and rounds",
+        choices=("float32", "bf16"),
+        when=_EITHER,
     )
 
     @property
@@ -115,31 +148,13 @@ class DistillConfig:
         return out
 
 
-@dataclass(frozen=True)
+@config_group
 class ActiveConfig:
     """`conf/active/*.yaml`: which training samples are distilled, and with which weights."""
 
-    policy: str = setting("name in src.distill.selection_policy.POLICIES")
+    policy: str = setting("how samples are chosen: POLICIES in src/distill/selection_policy.py")
     share: float | None = setting("share of the training samples to select", gt=0, le=1)
     count: int | None = setting("number of training samples to select (instead of share)", ge=1)
     weighted: bool = setting("selected samples weigh by the policy's score (mean 1) instead of 1")
     refresh_every: int | None = setting("epochs between two selections; null: once, before the first", ge=1)
     options: dict = setting("settings of this policy only; see its class")
-
-    def problems(self) -> list[str]:
-        from src.distill.selection_policy import POLICIES
-
-        policy = POLICIES.get(self.policy)
-        if policy is None:
-            return [f"policy: found {self.policy!r}, expected one of {', '.join(POLICIES)}"]
-        out: list[str] = []
-        given = [name for name in ("share", "count") if getattr(self, name) is not None]
-        if len(given) != (1 if policy.subset else 0):
-            wanted = "exactly one of share, count" if policy.subset else "neither share nor count"
-            out.append(f"share, count: found {' and '.join(given) or 'neither'}, expected {wanted}")
-        if self.refresh_every is not None and not policy.refreshable:
-            out.append(
-                f"refresh_every: found {self.refresh_every}, expected null: {self.policy} never changes"
-            )
-        build(policy.Options, self.options, "options", out)
-        return out

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from src.core.config import build_or_raise, setting
+from src.core.config import build, build_or_raise, config_group, did_you_mean, setting
 from src.core.errors import UserError
 from src.core.seed import derive, numpy_stream
 from src.core.teacher_store import TeacherRows, locate
@@ -68,7 +68,7 @@ class SelectionContext:
     scorer: Scorer | None = None
 
 
-@dataclass(frozen=True)
+@config_group
 class NoOptions:
     """A policy without settings of its own."""
 
@@ -151,6 +151,29 @@ def register(name: str) -> Callable[[type[SelectionPolicy]], type[SelectionPolic
     return add
 
 
+def active_problems(config: ActiveConfig) -> list[str]:
+    """What contradicts the chosen policy, as lines of a ConfigError."""
+    policy = POLICIES.get(config.policy)
+    if policy is None:
+        close = did_you_mean(config.policy, POLICIES)
+        return [f"active: policy: found {config.policy!r}, expected one of {', '.join(POLICIES)}{close}"]
+    out: list[str] = []
+    given = [name for name in ("share", "count") if getattr(config, name) is not None]
+    if len(given) != (1 if policy.subset else 0):
+        wanted = "exactly one of share, count" if policy.subset else "neither share nor count"
+        out.append(f"active: share, count: found {' and '.join(given) or 'neither'}, expected {wanted}")
+    if config.refresh_every is not None and not policy.refreshable:
+        out.append(
+            f"active: refresh_every: found {config.refresh_every}, expected null: {config.policy} never changes"
+        )
+    if config.weighted and config.policy in ("all", "random"):
+        out.append(
+            f"active: weighted: found true, expected false: {config.policy} gives every sample one score"
+        )
+    build(policy.Options, config.options, "active: options", out)
+    return out
+
+
 def largest(score: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Positions of the `count` largest scores; equal scores are drawn by chance (sample order has a
     meaning: one user after the other)."""
@@ -184,7 +207,7 @@ class PopularityInverse(SelectionPolicy):
 
     refreshable = True
 
-    @dataclass(frozen=True)
+    @config_group
     class Options:
         power: float = setting("0 is random, 1 makes every target item equally likely", ge=0)
 
@@ -199,7 +222,7 @@ class PopularityInverse(SelectionPolicy):
 class TeacherConfidence(SelectionPolicy):
     """The samples whose true next item the teacher scores best (or worst)."""
 
-    @dataclass(frozen=True)
+    @config_group
     class Options:
         prefer: str = setting("which end of the scale", choices=("confident", "unsure"))
 
@@ -224,7 +247,7 @@ class StudentUncertainty(SelectionPolicy):
     refreshable = True
     by_student = True
 
-    @dataclass(frozen=True)
+    @config_group
     class Options:
         measure: str = setting("what uncertainty is", choices=MEASURES)
 
@@ -250,7 +273,7 @@ class Diversity(SelectionPolicy):
     by_student = True
     BATCH = 4096
 
-    @dataclass(frozen=True)
+    @config_group
     class Options:
         clusters: int = setting("number of clusters", ge=2)
 

@@ -7,7 +7,7 @@ values, and those need no Hydra: they are set where Hydra would set them (a test
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import ConfigError
 from src.core.paths import CONF
+from src.exp.command_line import check_groups, explain
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an override that cannot be read, or that fits no group or key.
     """
+    check_groups(overrides)
     try:
         parsed = [_parsed(o) for o in overrides]
         values = _composed(tuple(o for o, p in zip(overrides, parsed, strict=True) if not _is_value(p)))
@@ -40,8 +42,8 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
                 return resolved(_composed(tuple(overrides)))  # Hydra says what is wrong with it
             values = _with(values, override.key_or_group.split("."), override.value())
         return resolved(values)
-    except HydraException as e:
-        raise ConfigError([f"overrides {list(overrides)}: {e}"]) from None
+    except (HydraException, OmegaConfBaseException) as e:
+        raise ConfigError([explain(e, overrides)]) from None
 
 
 def resolved(values: dict[str, Any] | DictConfig) -> dict[str, Any]:
@@ -60,6 +62,13 @@ def resolved(values: dict[str, Any] | DictConfig) -> dict[str, Any]:
         )
     except OmegaConfBaseException as e:
         raise ConfigError([f"{getattr(e, 'full_key', None) or 'config'}: {e}"]) from None
+
+
+def set_values(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(key, value) of every override that sets a value."""
+    for override in map(_parsed, overrides):
+        if not (override.is_delete() or override.is_sweep_override() or _is_group(override.key_or_group)):
+            yield override.key_or_group, override.value()
 
 
 @lru_cache(maxsize=256)
@@ -84,8 +93,13 @@ def _is_value(override: Override) -> bool:
         and not override.is_sweep_override()
         and not isinstance(override.value(), dict)
         and not key.startswith("hydra")
-        and not (CONF / key).is_dir()
+        and not _is_group(key)
     )
+
+
+@lru_cache(maxsize=4096)
+def _is_group(key: str) -> bool:
+    return (CONF / key).is_dir()
 
 
 def _has(values: dict[str, Any], key: str) -> bool:

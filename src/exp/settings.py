@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig
 
 from src.core.artifacts import fingerprint
-from src.core.config import build, determining, setting
+from src.core.config import build, config_group, determining, did_you_mean, fields_of, setting, unread
 from src.core.data_utils import DatasetConfig, dataset_fingerprint
 from src.core.errors import ConfigError
 from src.core.metrics import METRICS, EvalConfig, is_metric
 from src.core.paths import teacher_output_dir
 from src.distill.config import ActiveConfig, DistillConfig
-from src.exp.overrides import compose_values, resolved
+from src.distill.selection_policy import active_problems
+from src.exp.overrides import compose_values, resolved, set_values
 from src.student.config import StudentConfig
-from src.teacher.config import (
-    IloraConfig,
-    TeacherConfig,
-    build_teacher_config,
-    encoder_fingerprint,
-    teacher_fingerprint,
-)
+from src.teacher.config import IloraConfig, TeacherConfig, encoder_fingerprint, teacher_fingerprint
+from src.teacher.factory import build_teacher_config
 
 
-@dataclass(frozen=True)
+@config_group
 class CompareConfig:
     """`compare` in `conf/config.yaml`: what `run_eval_all` puts side by side."""
 
@@ -46,11 +43,21 @@ class CompareConfig:
         ]
 
 
-@dataclass(frozen=True)
+@config_group
 class _Root:
     seed: int = setting("every random stream is derived from it", ge=0)
     skip_if_done: bool = setting("stop early where a completed run of the same fingerprint exists")
     dry_run: bool = setting("check, print the plan, and stop")
+
+
+GROUPS: dict[str, type] = {
+    "dataset": DatasetConfig,
+    "student": StudentConfig,
+    "distill": DistillConfig,
+    "active": ActiveConfig,
+    "eval": EvalConfig,
+    "compare": CompareConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -68,45 +75,57 @@ class Settings:
     overrides: tuple[str, ...] = ()
 
     @classmethod
-    def compose(cls, overrides: Sequence[str] = ()) -> Settings:
+    def compose(cls, overrides: Sequence[str] = (), strict: bool = True) -> Settings:
         """The settings of a command line, without a running Hydra; cheap for thousands of value overrides.
+
+        Args:
+            strict: refuse overrides of keys that the chosen kinds do not read; else they are in `unread`.
 
         Raises:
             ConfigError: an override that fits nothing, or settings that are wrong; all problems at once.
         """
-        return cls.load(compose_values(overrides), overrides)
+        return cls.load(compose_values(overrides), overrides, strict)
 
     @classmethod
-    def load(cls, cfg: DictConfig | dict[str, Any], overrides: Sequence[str] = ()) -> Settings:
+    def load(
+        cls, cfg: DictConfig | dict[str, Any], overrides: Sequence[str] = (), strict: bool = True
+    ) -> Settings:
         """Build every group; ConfigError lists all that is wrong, in and across groups.
 
         Args:
             overrides: what `cfg` was composed with; `variant` adds to them.
         """
-        values = dict(cfg) if isinstance(cfg, dict) else resolved(cfg)
         problems: list[str] = []
-        root = {f.name: values.pop(f.name) for f in fields(_Root) if f.name in values}
-        groups = {
-            "dataset": DatasetConfig,
-            "student": StudentConfig,
-            "distill": DistillConfig,
-            "active": ActiveConfig,
-            "eval": EvalConfig,
-            "compare": CompareConfig,
-        }
-        for key in values.keys() - groups.keys() - {"teacher"}:
-            problems.append(f"{key}: unknown key, expected one of {', '.join([*root, *groups, 'teacher'])}")
-        made: dict[str, Any] = {
-            name: build(t, values.get(name), name, problems) for name, t in groups.items()
-        }
-        made["teacher"] = build_teacher_config(values.get("teacher"), "teacher", problems)
+        values = dict(cfg) if isinstance(cfg, dict) else resolved(cfg)
+        root = {name: values.pop(name) for name in fields_of(_Root) if name in values}
+        known = [*fields_of(_Root), *GROUPS, "teacher"]
+        for key in values.keys() - set(known):
+            close = did_you_mean(key, known)
+            problems.append(f"{key}: unknown key, expected one of {', '.join(known)}{close}")
+        made = {name: _built(name, values.get(name), problems) for name in (*GROUPS, "teacher")}
         made["root"] = build(_Root, root, "config", problems)
+        if made["active"] is not None:
+            problems += active_problems(made["active"])
         if problems:
             raise ConfigError(problems)
         settings = cls(**made, overrides=tuple(overrides))
-        if problems := settings._contradictions():
+        problems = settings._contradictions() + (settings.unread if strict else [])
+        if problems:
             raise ConfigError(problems)
         return settings
+
+    @cached_property
+    def unread(self) -> list[str]:
+        """One line per override of a key that nothing reads with the other values."""
+        return self._unread(self.overrides)
+
+    def _unread(self, overrides: Sequence[str]) -> list[str]:
+        out = []
+        for key, value in set_values(overrides):
+            group, *path = key.split(".")
+            if path and group in (*GROUPS, "teacher") and (why := unread(getattr(self, group), path)):
+                out.append(f"{key}: found {value!r}, {why}")
+        return out
 
     def _contradictions(self) -> list[str]:
         """What is right in every group alone and wrong together."""
@@ -153,10 +172,9 @@ class Settings:
     @cached_property
     def selection_sources(self) -> dict[str, str]:
         """What an offline selection looks at: the teacher's encoder, where it has one."""
-        encoder = getattr(self.teacher, "encoder", None)
-        if encoder is None:
+        if self.teacher.encoder is None:
             return {}
-        return {"encoder": encoder_fingerprint(encoder, self.teacher.seed, self.dataset_fp)}
+        return {"encoder": encoder_fingerprint(self.teacher.encoder, self.teacher.seed, self.dataset_fp)}
 
     @cached_property
     def selection_fp(self) -> str:
@@ -198,4 +216,23 @@ class Settings:
             mine = tuple(
                 o for o in mine if o.startswith("teacher.seed=") or not o.lstrip("+~").startswith("teacher")
             )
-        return Settings.compose([*mine, *overrides])
+        made = Settings.compose([*mine, *overrides], strict=False)
+        if problems := made._unread(overrides):  # what the command line set may be another variant's
+            raise ConfigError(problems)
+        return made
+
+
+_kept: dict[tuple[str, str], Any] = {}  # groups are frozen, and thousands of settings share most of theirs
+
+
+def _built(name: str, values: Any, problems: list[str]) -> Any:
+    key = (name, json.dumps(values, default=str))
+    if key in _kept:
+        return _kept[key]
+    if name == "teacher":
+        made: Any = build_teacher_config(values, name, problems)
+    else:
+        made = build(GROUPS[name], values, name, problems)
+    if made is not None and len(_kept) < 10_000:
+        _kept[key] = made
+    return made

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from src.core.config import setting
+from src.core.config import config_group, setting
 
 ARCHITECTURES = ("sasrec", "sasrec_dllm2rec", "gru4rec", "caser")
 BASE_LOSSES = ("ce", "bce", "gbce")
 
 
-@dataclass(frozen=True)
+@config_group
 class StudentConfig:
     """A sequential recommender, its loss and its training."""
 
-    name: str = setting("name in paths and tables")
+    name: str = setting("name in paths and tables", in_fingerprint=False)
     architecture: str = setting("what encodes a history", choices=ARCHITECTURES)
     width: int = setting("width H of item vectors and hidden states", ge=1)
-    blocks: int = setting("transformer blocks or GRU layers", ge=1)
-    heads: int = setting("attention heads", ge=1)
+    blocks: int = setting(
+        "transformer blocks or GRU layers",
+        ge=1,
+        when={"architecture": ("sasrec", "sasrec_dllm2rec", "gru4rec")},
+    )
+    heads: int = setting("attention heads", ge=1, when={"architecture": ("sasrec", "sasrec_dllm2rec")})
     dropout: float = setting("dropout rate", ge=0.0, lt=1.0)
     tie_output: bool = setting("score with the input item table instead of a second one")
     learn_repeats: bool = setting("learn how likely the history's own items come again (ce, dros)")
@@ -28,11 +30,22 @@ class StudentConfig:
     label_smoothing: float = setting(
         "share of the target's mass spread over the catalogue (ce)", ge=0.0, lt=1.0
     )
-    negatives: int = setting("sampled negatives per sample (gbce; bce takes one)", ge=1)
-    gbce_t: float = setting("calibration t of gBCE: 0 plain BCE, 1 fully calibrated", ge=0.0, le=1.0)
-    dros_base: str = setting("loss that the DROS term is added to (loss=dros)", choices=BASE_LOSSES)
-    dros_alpha: float = setting("weight of the DROS term (loss=dros)", ge=0.0)
-    dros_beta: float = setting("temperature of the DROS term, its robust radius", gt=0.0)
+    negatives: int = setting(
+        "sampled negatives per sample (bce takes one)", ge=1, when={"base_loss": ("gbce",)}
+    )
+    gbce_t: float = setting(
+        "calibration t of gBCE: 0 plain BCE, 1 fully calibrated",
+        ge=0.0,
+        le=1.0,
+        when={"base_loss": ("gbce",)},
+    )
+    dros_base: str = setting(
+        "loss that the DROS term is added to", choices=BASE_LOSSES, when={"loss": ("dros",)}
+    )
+    dros_alpha: float = setting("weight of the DROS term", ge=0.0, when={"loss": ("dros",)})
+    dros_beta: float = setting(
+        "temperature of the DROS term, its robust radius", gt=0.0, when={"loss": ("dros",)}
+    )
     optimizer: str = setting("adam (decay as an L2 penalty) or adamw (decoupled)", choices=("adam", "adamw"))
     lr: float = setting("learning rate", gt=0.0)
     weight_decay: float = setting("weight decay", ge=0.0)

@@ -20,7 +20,7 @@ from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.memory import keep_freed_memory
-from src.core.metrics import EvalConfig
+from src.core.metrics import EvalConfig, ranking_metrics
 from src.core.run import Run, Stopwatch
 from src.core.seed import seed_everything
 from src.core.signals import check_stop
@@ -194,12 +194,12 @@ def _check_finite(finite: Tensor, epoch: int) -> None:
 
 
 def validate(objective: Objective, valid: Samples, eval_config: EvalConfig) -> dict[str, float]:
-    """Metrics of the student as it stands, history items ranked or excluded as `eval.exclude_history` says."""
+    """Metrics of the student as it stands, history items ranked: what is only reported chooses no epoch."""
     with torch.no_grad():
         table = objective.item_table()
     student, batch_size = objective.student, eval_config.batch_size
     ranks = rank_samples(student, None, None, batch_size, valid.device, item_table=table, samples=valid)
-    return ranks.metrics(eval_config)
+    return ranking_metrics(ranks.ranked, eval_config.ks)
 
 
 def make_optimizer(objective: Objective, config: StudentConfig) -> torch.optim.Optimizer:

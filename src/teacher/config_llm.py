@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from src.core.config import determining, setting
+from src.core.config import config_group, determining, setting
 from src.core.paths import resolve
 from src.teacher.llm_files import files_hash
 
 
-@dataclass(frozen=True)
+@config_group
 class TinyLLMConfig:
     """The embedded LLM: a small Llama, pre-trained as a plain language model on the training split."""
 
@@ -33,7 +32,7 @@ class TinyLLMConfig:
         return []
 
 
-@dataclass(frozen=True)
+@config_group
 class LLMConfig:
     """`conf/teacher/llm/*.yaml`: the causal language model behind the teacher."""
 
@@ -49,7 +48,9 @@ class LLMConfig:
     quantization: str = setting("base weights in 4 bit (bitsandbytes, GPU only)", choices=("none", "4bit"))
     gradient_checkpointing: bool = setting("recompute activations in backward", in_fingerprint=False)
     compile: bool = setting("torch.compile the blocks: minutes of compilation once", in_fingerprint=False)
-    tiny: TinyLLMConfig | None = setting("sizes and pre-training of the embedded model; null for the others")
+    tiny: TinyLLMConfig | None = setting(
+        "sizes and pre-training of the embedded model; null for the others", when={"kind": ("tiny",)}
+    )
 
     def problems(self) -> list[str]:
         """A key that this kind of model does not read is refused: it would be ignored without a word."""
@@ -83,7 +84,7 @@ class LLMConfig:
         return parts
 
 
-@dataclass(frozen=True)
+@config_group
 class LoraSettings:
     """One LoRA of total rank r, cut into K experts of rank r / K (reference/ilora.md)."""
 
@@ -101,10 +102,10 @@ class LoraSettings:
         return []
 
 
-@dataclass(frozen=True)
+@config_group
 class GateConfig:
     """h_seq -> softmax weights of the experts."""
 
     kind: str = setting("router", choices=("linear", "mlp", "resnet1d", "uniform"))
-    hidden: int = setting("hidden width of `mlp`", ge=1)
-    temperature: float = setting("softmax temperature", gt=0.0)
+    hidden: int = setting("hidden width of `mlp`", ge=1, when={"kind": ("mlp",)})
+    temperature: float = setting("softmax temperature", gt=0.0, when={"kind": ("linear", "mlp", "resnet1d")})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from src.core.config import setting
+from src.core.config import config_group, setting
 
 
-@dataclass(frozen=True)
+@config_group
 class Template:
     """One wording: `prefix` holds {history}; `choice` holds {candidates} and is used when there are any."""
 
@@ -25,7 +23,7 @@ class Template:
         ]
 
 
-@dataclass(frozen=True)
+@config_group
 class PromptConfig:
     """`conf/teacher/prompt/*.yaml`. The prompt is prefix, then optionally a candidate list, then the answer."""
 

@@ -17,7 +17,6 @@ from src.core.run import Stopwatch
 from src.core.seed import numpy_stream
 from src.teacher.classical import Filler
 from src.teacher.config import FusedConfig
-from src.teacher.factory import build_teacher
 
 if TYPE_CHECKING:
     from src.core.run import Run
@@ -35,9 +34,15 @@ class FusedTeacher(Filler):
 
     config: FusedConfig
 
-    def __init__(self, config: FusedConfig, data: InteractionData, train_ids: np.ndarray | None = None):
+    def __init__(
+        self,
+        config: FusedConfig,
+        data: InteractionData,
+        train_ids: np.ndarray | None,
+        members: Mapping[str, Any],
+    ):
         super().__init__(config, data, train_ids)
-        self.members = {name: build_teacher(c, data, train_ids) for name, c in config.members.items()}
+        self.members = members
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
         told = {name: member.prepare(run) for name, member in self.members.items()}

@@ -52,8 +52,13 @@ def references(
 
     made: dict[str, Teacher] = {}
     if encoder is not None:
-        made["sasrec"] = build_teacher(SasrecConfig("sasrec", "sasrec", seed, encoder, 1, export), data)
-    made["popularity"] = build_teacher(PopularityConfig("popularity", "popularity", seed, export), data)
+        made["sasrec"] = build_teacher(
+            SasrecConfig(name="sasrec", kind="sasrec", seed=seed, encoder=encoder, folds=1, export=export),
+            data,
+        )
+    made["popularity"] = build_teacher(
+        PopularityConfig(name="popularity", kind="popularity", seed=seed, export=export), data
+    )
     for teacher in made.values():
         teacher.prepare(None)
     return made

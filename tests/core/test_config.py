@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.core.artifacts import fingerprint
-from src.core.config import build, build_or_raise, determining, setting
+from src.core.config import build, build_or_raise, config_group, determining, setting
 from src.core.errors import ConfigError, Interrupted, UserError
 from src.core.paths import ROOT
 
 
-@dataclass(frozen=True)
+@config_group
 class Inner:
     width: int = setting("width", ge=1, le=64)
     rate: float = setting("rate", gt=0.0, lt=1.0)
@@ -25,7 +24,7 @@ class Inner:
         return [f"rate: found {self.rate} with width=1"] if self.width == 1 and self.rate > 0.5 else []
 
 
-@dataclass(frozen=True)
+@config_group
 class Outer:
     name: str = setting("a name")
     kind: str = setting("what it is", choices=("a", "b"))
@@ -63,7 +62,7 @@ def test_a_good_group_is_built_with_its_types():
 
 
 def test_whole_numbers_are_fine_where_a_float_is_meant():
-    @dataclass(frozen=True)
+    @config_group
     class One:
         lr: float = setting("rate")
 

@@ -10,11 +10,13 @@ import pytest
 
 from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
+from src.core.errors import ConfigError
 from src.core.metrics import EvalConfig
 from src.core.paths import ROOT
 from src.core.store_writer import StoreWriter
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.distill.config import ActiveConfig, DistillConfig
+from src.distill.selection_policy import active_problems
 from src.student.config import StudentConfig
 from tests.compose import composed
 
@@ -23,7 +25,10 @@ GROUPS = {"distill": DistillConfig, "active": ActiveConfig, "student": StudentCo
 
 def make_settings(group: str, name: str, **values: object):
     """`conf/<group>/<name>.yaml` with values replaced, as its dataclass."""
-    return build_or_raise(GROUPS[group], {**composed(group, f"{group}={name}"), **values}, group)
+    made = build_or_raise(GROUPS[group], {**composed(group, f"{group}={name}"), **values}, group)
+    if group == "active" and (problems := active_problems(made)):
+        raise ConfigError(problems)
+    return made
 
 
 def make_data(

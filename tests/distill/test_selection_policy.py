@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.core.artifacts import read_json
-from src.core.config import setting
+from src.core.config import config_group, setting
 from src.core.errors import UserError
 from src.core.teacher_store import TeacherRows
 from src.distill.config import ActiveConfig
@@ -282,11 +282,12 @@ def test_a_new_policy_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """As docs/specification/03 shows it."""
     monkeypatch.setattr("src.distill.selection_policy.POLICIES", dict(POLICIES))
     from src.distill import selection_policy
+    from src.distill.selection_policy import active_problems
 
     class Recent(SelectionPolicy):
         """The newest samples."""
 
-        @dataclass(frozen=True)
+        @config_group
         class Options:
             skip: int = setting("newest samples to leave out", ge=0)
 
@@ -296,8 +297,8 @@ def test_a_new_policy_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
 
     register("recent")(Recent)
     config = ActiveConfig("recent", None, 7, False, None, {"skip": 2})
-    assert config.problems() == []
-    wrong = replace(config, options={"skip": -1, "skp": 3}, refresh_every=2).problems()
+    assert active_problems(config) == []
+    wrong = active_problems(replace(config, options={"skip": -1, "skp": 3}, refresh_every=2))
     assert len(wrong) == 3 and "options.skp: unknown key" in " ".join(wrong)
     found = selection_policy.POLICIES["recent"](config, context(50)).select(0)
     assert found.sample_ids.tolist() == [5 * i for i in range(42, 49)]

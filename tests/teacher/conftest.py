@@ -9,7 +9,8 @@ import pytest
 
 from src.core.data_utils import InteractionData
 from src.core.errors import ConfigError
-from src.teacher.config import IloraConfig, build_teacher_config
+from src.teacher.config import IloraConfig
+from src.teacher.factory import build_teacher_config
 from tests.compose import composed
 
 TINY = [

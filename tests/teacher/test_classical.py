@@ -16,8 +16,8 @@ from src.core.errors import UserError
 from src.core.metrics import MISSED, ranking_metrics, ranks_in_lists
 from src.core.store_writer import StoreWriter
 from src.teacher.classical import Filler, spectral_embeddings, top_k
-from src.teacher.config import TeacherConfig, build_teacher_config, encoder_fingerprint
-from src.teacher.factory import build_teacher
+from src.teacher.config import TeacherConfig, encoder_fingerprint
+from src.teacher.factory import build_teacher, build_teacher_config
 from src.teacher.interfaces import Teacher
 from tests.compose import composed
 

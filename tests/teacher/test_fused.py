@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from src.core.errors import UserError
 from src.teacher.config import teacher_fingerprint
 from src.teacher.export import fill_store
+from src.teacher.factory import build_teacher
 from src.teacher.fused import FusedTeacher, fit_weights
 from tests.teacher.test_classical import build, settings_of, toy
 
@@ -153,7 +154,7 @@ def test_an_llm_in_the_pool(trained, make_config, demo_data):
         "fused", *PLAIN[1:], "teacher.embeddings=ilora", "+teacher.weights={ilora:2,knn:1,markov:0}"
     )
     config = replace(config, members={**config.members, "ilora": make_config("teacher.objective.lm=0.5")})
-    teacher = FusedTeacher(config, demo_data)
+    teacher = build_teacher(config, demo_data)
     assert teacher.prepare(None)["reused"] is False  # the kNN counts anew
     ids = demo_data.splits["test"][:25]
     knn = teacher.members["knn"].score_all(ids)

@@ -197,7 +197,20 @@ def test_markdown_says_what_the_numbers_are(report: dict):
 
 def test_of_a_real_teacher(demo_data: InteractionData, roots: Path):
     export = ExportConfig(top_k=30, train_share=1.0, shard_size=512, batch_size=256, samples="all")
-    teacher = build_teacher(KnnConfig("knn", "knn", 1, 0.8, 0.45, 0.01, False, 8, export), demo_data)
+    teacher = build_teacher(
+        KnnConfig(
+            name="knn",
+            kind="knn",
+            seed=1,
+            decay=0.8,
+            damping=0.45,
+            floor=0.01,
+            leave_one_out=False,
+            dim=8,
+            export=export,
+        ),
+        demo_data,
+    )
     teacher.prepare(None)
     writer = StoreWriter(roots / "fp", demo_data.n_items, teacher.score_kind, export.shard_size)
     for split, ids in demo_data.splits.items():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from src.core.config import setting
+from src.core.config import config_group, setting
 from src.core.datasets.times import UNITS, parse_time
 
 FORMAT_VERSION = 3  # of a prepared folder; enters the fingerprint
@@ -18,7 +16,7 @@ DUPLICATE_TITLES = ("keep", "drop", "merge")
 REPEATS = ("keep", "first", "last", "consecutive")
 
 
-@dataclass(frozen=True)
+@config_group
 class DemoConfig:
     """The generated dataset (`reader: demo`)."""
 
@@ -32,7 +30,7 @@ class DemoConfig:
     seed: int = setting("seed of the generator", ge=0)
 
 
-@dataclass(frozen=True)
+@config_group
 class CsvConfig:
     """The user's own files (`reader: csv`): .csv, .tsv, .parquet or .jsonl, plain or packed."""
 
@@ -78,14 +76,14 @@ class CsvConfig:
         return out
 
 
-@dataclass(frozen=True)
+@config_group
 class AmazonConfig:
     """Which part of the reviews (`reader: amazon_2014`, `amazon_2018`)."""
 
     category: str = setting("category as in the files' names, e.g. Video_Games")
 
 
-@dataclass(frozen=True)
+@config_group
 class IloraConfig:
     """Split files as iLoRA and DLLM2Rec publish them (`reader: ilora`)."""
 
@@ -100,7 +98,7 @@ class IloraConfig:
         return []
 
 
-@dataclass(frozen=True)
+@config_group
 class DatasetConfig:
     """`conf/dataset/*.yaml`: where a log comes from and how samples are cut from it."""
 
