@@ -22,7 +22,7 @@ from src.core.splits import eligible_rows, global_time, leave_one_out, user_spli
 
 BASE = DatasetConfig(
     name="hand",
-    reader="csv",
+    reader="movielens_1m",
     raw_dir=None,
     download=False,
     bad_times="error",

@@ -73,7 +73,7 @@ def active(policy: str, **changes: object) -> ActiveConfig:
 @settings(max_examples=12, derandomize=True, deadline=None)
 @given(n=st.integers(3, 90), share=st.floats(0.001, 1.0), weighted=st.booleans())
 def test_exact_counts_and_unit_mean_weights(policy: str, n: int, share: float, weighted: bool) -> None:
-    config = make_settings("active", policy, refresh_every=None, weighted=weighted)
+    config = replace(make_settings("active", policy, refresh_every=None), weighted=weighted)
     config = config if policy == "all" else replace(config, share=share)
     ctx = context(n)
     found = make_policy(config, ctx).select(0)
