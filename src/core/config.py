@@ -182,6 +182,11 @@ def fields_of(cls: Any) -> dict[str, Any]:
     return getattr(cls, "__pydantic_fields__", {})
 
 
+def rules_of(cls: Any, name: str) -> dict[str, Any]:
+    """What `setting` was told of a field: `in_fingerprint`, `when`, `allowed`."""
+    return fields_of(cls)[name].json_schema_extra or {"in_fingerprint": True, "when": {}, "allowed": ""}
+
+
 def group_of(cls: type, name: str) -> type | None:
     """The settings class of a nested group; None for a value."""
     annotation = fields_of(cls)[name].annotation if name in fields_of(cls) else None
@@ -195,29 +200,31 @@ def is_read(group: Any, name: str, by_kind: bool = False) -> bool:
     Args:
         by_kind: look only at conditions with values (a chosen kind), not at weights that are 0.
     """
-    conditions = fields_of(group)[name].json_schema_extra["when"] if name in fields_of(group) else {}
     return all(
         (by_kind or bool(getattr(group, key))) if wanted is True else getattr(group, key) in wanted
-        for key, wanted in conditions.items()
+        for key, wanted in rules_of(group, name)["when"].items()
     )
 
 
 def unread(group: Any, path: Sequence[str]) -> str | None:
-    """Why setting the key `path` below `group` would have no effect; None where it has one."""
-    for name in path:
+    """Why setting the key `path` below `group` would have no effect; None where it has one.
+
+    Conditions across groups a class tells by a method `ignored()`: {key or group of keys: why}.
+    """
+    for depth, name in enumerate(path):
+        if hasattr(group, "ignored"):
+            rest = ".".join(path[depth:]) + "."
+            if why := next((why for key, why in group.ignored().items() if rest.startswith(f"{key}.")), None):
+                return f"not read with {why}"
         if isinstance(group, Mapping) and name in group:
             group = group[name]
             continue
         if name not in fields_of(group):
             return None
         if not is_read(group, name, by_kind=True):
-            conditions = fields_of(group)[name].json_schema_extra["when"]
-            key, wanted = next(
-                (k, w) for k, w in conditions.items() if w is not True and getattr(group, k) not in w
-            )
-            return (
-                f"not read with {key}={getattr(group, key)}, expected {key}={' or '.join(map(str, wanted))}"
-            )
+            for key, wanted in rules_of(group, name)["when"].items():
+                if wanted is not True and (found := getattr(group, key)) not in wanted:
+                    return f"not read with {key}={found}, expected {key}={' or '.join(map(str, wanted))}"
         group = getattr(group, name)
     return None
 
@@ -227,8 +234,8 @@ def determining(value: Any) -> Any:
     if fields := fields_of(value):
         return {
             name: determining(getattr(value, name))
-            for name, field in fields.items()
-            if (field.json_schema_extra or {}).get("in_fingerprint", True) and is_read(value, name)
+            for name in fields
+            if rules_of(value, name)["in_fingerprint"] and is_read(value, name)
         }
     if isinstance(value, Mapping):
         return {name: determining(v) for name, v in value.items()}
