@@ -117,12 +117,14 @@ def _checked(
     made = handler(value)
     pairs = zip(value, made, strict=True) if isinstance(made, tuple) else [(value, made)]
     for found, v in pairs:
+        if v is None:
+            continue
         _check_type(found, v)
         if choices and v not in choices:
             raise _wrong(found, f"one of {', '.join(map(str, choices))}")
         if file_name and not _FILE_NAME.fullmatch(v):
             raise _wrong(found, "a name of letters, digits, _ - . and +")
-        for name, bound in bounds.items() if v is not None else ():
+        for name, bound in bounds.items():
             compare, sign = _BOUNDS[name]
             if not compare(v, bound):
                 raise _wrong(v, f"{sign} {bound}")
