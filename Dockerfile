@@ -10,6 +10,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     curl \
     git \
     python3-venv \
+    tmux \
     && rm -rf /var/lib/apt/lists/*
 
 # PEP 668 guards the system Python, hence a virtual environment for Poetry; versions as in env_shell/setup.sh.

@@ -7,7 +7,6 @@ file synced, then renamed: a folder without a manifest is never a result.
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -15,17 +14,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from src.core.errors import UserError
+from src.core.signals import check_stop
 
 MANIFEST = "manifest.json"
 _OWN_HASH = "sha256"
+_TAKES_NO_WRITES = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def fingerprint(payload: Any) -> str:
@@ -46,6 +48,7 @@ def writing(path: Path) -> Iterator[Path]:
     tmp = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
         yield tmp
+        _usual_mode(tmp)
         _fsync(tmp)
         os.replace(tmp, path)
         _fsync(path.parent)
@@ -127,6 +130,7 @@ def artifact_folder(path: Path) -> Iterator[Path]:
 def publish(tmp: Path, path: Path) -> None:
     """Sync a finished folder and give it its final name."""
     for file in sorted(tmp.rglob("*")):
+        _usual_mode(file)
         _fsync(file)
     _fsync(tmp)
     if path.exists() and not (path / MANIFEST).is_file():
@@ -203,21 +207,32 @@ def number_in(fields: Mapping[str, Any], key: str, where: Path, fix: str) -> flo
 def lock(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Hold an exclusive lock for the artifact at `path`; a second process waits (and says so).
 
-    Temporary files that a killed writer left beside `path` are removed.
+    Temporary files that a killed writer left beside `path` are removed. On a disk that takes no writes there is
+    nothing to guard: the block runs without a lock, and fails where it writes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock_file = path.with_name(f".{path.name}.lock")
-    with open(lock_file, "w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is writing {path}: waiting for it")
-            started = time.monotonic()
-            fcntl.flock(f, fcntl.LOCK_EX)
-            say(f"waited {time.monotonic() - started:.0f} s")
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.tmp*"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    held = FileLock(path.with_name(f".{path.name}.lock"), mode=0o664)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(blocking=False)
+    except Timeout:
+        say(f"another process is writing {path}: waiting for it")
+        started = time.monotonic()
+        while True:  # a signal is heard between two tries
+            check_stop()
+            with suppress(Timeout):
+                held.acquire(timeout=0.5, poll_interval=0.1)
+                break
+        say(f"waited {time.monotonic() - started:.0f} s")
+    except OSError as e:
+        if e.errno not in _TAKES_NO_WRITES:
+            raise
+    try:
+        if held.is_locked:
+            for stale in path.parent.glob(f".{glob.escape(path.name)}.tmp*"):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         yield
+    finally:
+        held.release()
 
 
 def now() -> str:
@@ -232,6 +247,14 @@ def _file_below(folder: Path, name: str) -> Path | None:
         return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
     except (OSError, ValueError):  # too long, or with characters that no file name has
         return None
+
+
+def _usual_mode(path: Path) -> None:
+    """Give a file that only its owner may read (safetensors makes such) the mode that the umask leaves."""
+    if path.is_file() and path.stat().st_mode & 0o777 == 0o600:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
 
 
 def _fsync(path: Path) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +15,16 @@ START = "env_shell/start_experiment_container.sh"
 IMAGE = "anyo-ilora-dllm2rec:latest"
 DOCKER = """
 case "$1 $2" in
+  "--version "*) echo "${STUB_VERSION:-Docker version 29}" ;;
   "info --format") echo "${STUB_RUNTIMES}" ;;
-  "container inspect") [[ -n ${STUB_RUNNING:-} ]] && echo "${STUB_RUNNING}" ;;
+  "container inspect")
+    [[ -n ${STUB_RUNNING:-} ]] || exit 1
+    case "$4" in *Running*) echo "${STUB_RUNNING}" ;; *Labels*) echo "${STUB_OWNER}" ;; esac ;;
   "image inspect") [[ -n ${STUB_HASH:-} ]] && echo "${STUB_HASH}" ;;
 esac
+exit 0
 """
+USER = re.sub("[^A-Za-z0-9_.]", "-", pwd.getpwuid(os.getuid()).pw_name)
 
 
 @pytest.fixture
@@ -30,6 +39,7 @@ def host(sandbox):
         check=True,
     ).stdout.strip()
     sandbox.env |= {"STUB_RUNTIMES": '{"nvidia":{},"runc":{}}', "STUB_HASH": digest}
+    sandbox.env["HF_HOME"] = str(sandbox.root.parent / "hf")
     return sandbox
 
 
@@ -37,24 +47,103 @@ def docker(host, verb: str) -> list[list[str]]:
     return [row[2:] for row in host.calls("docker") if row[1] == verb]
 
 
+def name_of(host) -> str:
+    (run,) = docker(host, "run")
+    return run[run.index("--name") + 1]
+
+
 def test_runs_as_specified(host):
     result = host.run(START)
     assert result.returncode == 0, result.stderr
     (run,) = docker(host, "run")
-    assert run == [
-        *("-i", "--rm", "--gpus", "all", "--name", "anyo-experiment"),
-        *("--user", f"{os.getuid()}:{os.getgid()}", "--shm-size", "8g"),
+    name = name_of(host)
+    assert re.fullmatch(rf"anyo-{re.escape(USER)}-repo-[0-9a-f]{{6}}", name)
+    assert run[: run.index("bash")] == [
+        *("-d", "--rm", "--init", "--gpus", "all", "--name", name, "--hostname", "anyo"),
+        *(
+            "--label",
+            f"anyo.checkout={host.root}",
+            "--user",
+            f"{os.getuid()}:{os.getgid()}",
+            "--shm-size",
+            "8g",
+        ),
         *("-v", f"{host.root}:/workspace", "-v", f"{host.root}/.cache/container:/opt/anyo"),
-        *("-w", "/workspace", IMAGE, "bash"),
+        *("-v", f"{host.env['HF_HOME']}:/opt/huggingface", "-e", "HF_HOME=/opt/huggingface"),
+        *("-w", "/workspace", IMAGE),
     ]
+    assert docker(host, "exec") == [["-i", name, "bash"]]
     assert (host.root / ".cache/container/home").is_dir()  # made here, or docker would create it as root
+    assert Path(host.env["HF_HOME"]).is_dir()
     assert docker(host, "build") == []
 
 
 def test_arguments_are_the_command(host):
     assert host.run(START, "poetry", "run", "python", "-c", "print('a b')").returncode == 0
+    assert docker(host, "exec") == [["-i", name_of(host), "poetry", "run", "python", "-c", "print('a b')"]]
+
+
+def test_in_the_background(host):
+    result = host.run(START, "-d", "bash", "cmd/run_all.sh", "dataset=a b")
+    assert result.returncode == 0 and "attach" in result.stderr
+    ((*head, command),) = docker(host, "exec")
+    assert head == [name_of(host), "tmux", "new-session", "-d", "-s", "anyo"]
+    assert command == r"bash cmd/run_all.sh dataset=a\ b ; exec bash"
+    assert host.run(START, "-d").returncode == 0
+
+
+def test_another_checkout_has_another_container(host, tmp_path):
+    assert host.run(START).returncode == 0
+    first = name_of(host)
+    second = tmp_path / "elsewhere" / "repo"
+    shutil.copytree(host.root, second)
+    host.calls_file.unlink()
+    assert host.run(str(second / START)).returncode == 0
+    assert name_of(host) != first and name_of(host).rpartition("-")[0] == first.rpartition("-")[0]
+
+
+def test_a_suffix_names_another_container(host):
+    assert host.run(START, ANYO_NAME="two").returncode == 0
+    assert name_of(host).endswith("-two")
+    assert (host.root / ".cache/container-two/home").is_dir()
+
+
+def test_a_container_of_another_checkout_is_not_entered(host):
+    result = host.run(START, STUB_RUNNING="true", STUB_OWNER="/other/checkout")
+    assert result.returncode == 1 and "belongs to /other/checkout" in result.stderr
+    assert docker(host, "exec") == docker(host, "run") == []
+
+
+def test_stop_and_reset(host):
+    state = host.root / ".cache/container"
+    assert host.run(START).returncode == 0
+    name = name_of(host)
+    assert host.run(START, "stop", STUB_RUNNING="true").returncode == 0
+    assert docker(host, "stop") == [["-t", "60", name]] and state.is_dir()
+    assert host.run(START, "--reset").returncode == 0
+    assert not state.exists() and len(docker(host, "stop")) == 1, "nothing ran any more"
+
+
+def test_attach(host):
+    assert "not running" in host.run(START, "attach").stderr
+    assert host.run(START, "attach", STUB_RUNNING="true").returncode == 0
+    assert docker(host, "exec")[0][:2] == ["-it", docker(host, "exec")[0][1]]
+    assert docker(host, "exec")[0][2:] == ["tmux", "attach", "-t", "anyo"]
+
+
+def test_podman_behind_the_name_docker(host):
+    podman = {"STUB_VERSION": "podman version 5.4.0"}
+    assert host.run(START, ANYO_GPU="all", **podman).returncode == 0
     (run,) = docker(host, "run")
-    assert run[run.index(IMAGE) + 1 :] == ["poetry", "run", "python", "-c", "print('a b')"]
+    assert run[3:5] == ["--device", "nvidia.com/gpu=all"] and "--gpus" not in run
+    assert "--userns=keep-id" in run
+
+
+@pytest.mark.parametrize("arguments", [["--reste"], ["stop", "now"], ["attach", "x"]])
+def test_arguments_that_it_does_not_know(host, arguments):
+    result = host.run(START, *arguments)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert docker(host, "run") == docker(host, "exec") == []
 
 
 @pytest.mark.parametrize("stale", ["", "0123abcd"])
@@ -78,18 +167,33 @@ def test_without_nvidia_runtime_says_so(host):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "expected"), [("all", ["--gpus", "all"]), ("device=1", ["--gpus", "device=1"]), ("none", [])]
+    ("env", "expected"),
+    [
+        ({"ANYO_GPU": "all"}, ["--gpus", "all"]),
+        ({"ANYO_GPU": "device=1"}, ["--gpus", "device=1"]),
+        ({"ANYO_GPU": "none"}, []),
+        ({"GPU_ID": "1"}, ["--gpus", "device=1"]),
+        ({"GPU_ID": "0,1"}, ["--gpus", '"device=0,1"']),
+        ({"GPU_ID": "all"}, ["--gpus", "all"]),
+        ({"GPU_ID": "none"}, []),
+    ],
 )
-def test_gpu_choice_is_the_users(host, gpu, expected):
-    assert host.run(START, ANYO_GPU=gpu, STUB_RUNTIMES='{"runc":{}}').returncode == 0
+def test_gpu_choice_is_the_users(host, env, expected):
+    assert host.run(START, **env, STUB_RUNTIMES='{"runc":{}}').returncode == 0
     (run,) = docker(host, "run")
-    assert run[2 : run.index("--name")] == expected
+    assert run[3 : run.index("--name")] == expected
+
+
+def test_a_gpu_that_is_no_number(host):
+    result = host.run(START, GPU_ID="first")
+    assert result.returncode == 1 and "GPU_ID='first' is not valid" in result.stderr
+    assert docker(host, "run") == []
 
 
 def test_token_is_passed_by_name_only(host):
     assert host.run(START, HF_TOKEN="hf_secret").returncode == 0
     (run,) = docker(host, "run")
-    assert run[run.index("-e") + 1] == "HF_TOKEN"
+    assert "HF_TOKEN" in run
     assert "hf_secret" not in host.calls_file.read_text()
 
 
@@ -100,8 +204,9 @@ def test_extra_docker_arguments(host):
 
 
 def test_enters_a_running_container(host):
-    assert host.run(START, STUB_RUNNING="true").returncode == 0
-    assert docker(host, "exec") == [["-i", "anyo-experiment", "bash"]]
+    assert host.run(START, STUB_RUNNING="true", STUB_OWNER=str(host.root)).returncode == 0
+    ((flag, name, command),) = docker(host, "exec")
+    assert (flag, command) == ("-i", "bash") and name.startswith(f"anyo-{USER}-repo-")
     assert docker(host, "run") == docker(host, "build") == []
 
 
