@@ -11,6 +11,9 @@
 #   ANYO_POETRY=PATH      Poetry to use
 #   ANYO_VENV=DIR         virtual environment (default: .venv)
 #   POETRY_PYPI_MIRROR_URL=URL  index Poetry uses (default: the one pip uses)
+#
+# Afterwards `source .venv/bin/activate` gives python, poetry, tensorboard and accelerate.
+# Nothing is compiled here: Python compiles what is imported, when it is imported first.
 set -euo pipefail
 
 # shellcheck source=env_shell/common.sh
@@ -19,7 +22,7 @@ cd "${ANYO_ROOT}"
 
 readonly POETRY_VERSION=2.5.1 MIRROR_PLUGIN_VERSION=0.6.5
 readonly CACHE="${ANYO_ROOT}/.cache"
-readonly LOG="${CACHE}/setup.log"
+readonly LOG="${CACHE}/setup.log" TORCH_LOG="${CACHE}/setup_torch.log"
 readonly STAMP="${ANYO_VENV}/.anyo-setup"
 
 quiet=false
@@ -41,6 +44,10 @@ logged() {
     die "${what} failed (full log: ${LOG#"${ANYO_ROOT}/"})"
   }
 }
+
+# What still runs in the background, a process group of its own, ends with this script
+trap '[[ -z ${torch_job:-} ]] || kill -- "-${torch_job}" 2>/dev/null || true' EXIT
+trap 'exit 143' TERM HUP
 
 supported() {
   "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
@@ -115,9 +122,9 @@ find_poetry() {
   if [[ $(dist_version "${own}/bin/python" poetry) != "${POETRY_VERSION}" ]] ||
     ! dist_version "${own}/bin/python" poetry-plugin-pypi-mirror >/dev/null; then
     say "installing Poetry ${POETRY_VERSION} into .cache/poetry"
-    logged "creating the virtual environment of Poetry" "${python}" -m venv --clear "${own}"
-    logged "installing Poetry" "${own}/bin/python" -m pip install "poetry==${POETRY_VERSION}" \
-      "poetry-plugin-pypi-mirror==${MIRROR_PLUGIN_VERSION}"
+    logged "creating the virtual environment of Poetry" "${python}" -m venv --clear --without-pip "${own}"
+    logged "installing Poetry" "${ANYO_PYTHON_BIN}" -m pip --python "${own}/bin/python" install --no-compile \
+      "poetry==${POETRY_VERSION}" "poetry-plugin-pypi-mirror==${MIRROR_PLUGIN_VERSION}"
   fi
   echo "${own}/bin/poetry"
 }
@@ -132,19 +139,52 @@ pip_index() {
   fi
 }
 
-# Holds the dependencies of torch, too, to the versions in poetry.lock
-write_constraints() {
+# PEP 508 names and versions of what the lock has only for torch, without NVIDIA's libraries
+torch_packages() {
+  "${ANYO_PYTHON_BIN}" - <<'PY'
+import tomllib
+with open("poetry.lock", "rb") as f:
+    packages = tomllib.load(f)["package"]
+for p in packages:
+    if "torch" in p["groups"] and not {"main", "dev"} & set(p["groups"]):
+        if not p["name"].startswith(("nvidia-", "cuda-", "triton")):
+            print(f"{p['name']}=={p['version']}")
+PY
+}
+
+# Beside Poetry, as torch is the largest download; without dependencies, as Poetry installs those
+install_torch() {
+  local pip=("${ANYO_PYTHON_BIN}" -m pip install --no-compile) packages
+  if [[ ${mode} == image ]]; then
+    "${pip[@]}" --no-deps "peft==$(lock_version peft)" "accelerate==$(lock_version accelerate)" \
+      "bitsandbytes==$(lock_version bitsandbytes)"
+    return
+  fi
+  if [[ -n ${ANYO_TORCH_INDEX:-} ]]; then
+    "${pip[@]}" --no-deps --index-url "${ANYO_TORCH_INDEX}" "torch==${torch}" || return
+  fi
+  mapfile -t packages < <(torch_packages)
+  "${pip[@]}" --no-deps "${packages[@]}"
+}
+
+# A wheel of torch that is no CPU build needs NVIDIA's libraries, at the versions of the lock
+complete_torch() {
+  [[ $(dist_version "${ANYO_PYTHON_BIN}" torch) != *+cpu && $(uname -sm) == "Linux x86_64" ]] || return 0
   "${ANYO_PYTHON_BIN}" - >"${CACHE}/constraints.txt" <<'PY'
 import tomllib
 with open("poetry.lock", "rb") as f:
     print("\n".join(f"{p['name']}=={p['version']}" for p in tomllib.load(f)["package"]))
 PY
+  logged "installing the libraries of torch" "${ANYO_PYTHON_BIN}" -m pip install --no-compile \
+    --constraint "${CACHE}/constraints.txt" "torch==${torch}"
 }
 
-install_beside_torch() {
-  local name specs=()
-  for name in "$@"; do specs+=("${name}==$(lock_version "${name}")"); done
-  logged "installing ${*}" "${ANYO_PYTHON_BIN}" -m pip install --no-deps "${specs[@]}"
+# torch of the lock is built for CUDA 13; with an older driver it would silently run on the CPU
+check_driver() {
+  local driver
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || return 0
+  [[ ${driver%%.*} =~ ^[0-9]+$ ]] && ((${driver%%.*} < 580)) || return 0
+  say "warning: the NVIDIA driver ${driver} is older than 580, which torch ${torch} (CUDA 13) needs: the GPU will not be used; update the driver"
 }
 
 mkdir -p "${CACHE}"
@@ -190,26 +230,33 @@ fi
 rm -f "${STAMP}"
 "${ANYO_PYTHON_BIN}" -c 'import pip' 2>/dev/null || logged "bootstrapping pip" "${ANYO_PYTHON_BIN}" -m ensurepip
 
+say "installing dependencies (torch ${torch}: ${mode})"
+torch_job=
+if [[ ${mode} == cuda ]]; then
+  check_driver
+else
+  set -m
+  install_torch >"${TORCH_LOG}" 2>&1 </dev/null &
+  torch_job=${!}
+  set +m
+fi
+
 poetry=$(find_poetry)
 export VIRTUAL_ENV=${ANYO_VENV} POETRY_NO_INTERACTION=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 POETRY_PYPI_MIRROR_URL=${POETRY_PYPI_MIRROR_URL:-$(pip_index)}
 export POETRY_PYPI_MIRROR_URL
 unset CONDA_PREFIX CONDA_DEFAULT_ENV PYTHONHOME
+if [[ ${mode} == cuda ]]; then groups=(--with gpu); else groups=(--without torch); fi
+logged "poetry install" "${poetry}" install "${groups[@]}" ${extra[@]+"${extra[@]}"}
+[[ -e ${ANYO_VENV}/bin/poetry ]] || ln -s "${poetry}" "${ANYO_VENV}/bin/poetry"
 
-say "installing dependencies (torch ${torch}: ${mode})"
-if [[ ${mode} == cuda ]]; then
-  logged "poetry install" "${poetry}" install --compile --with gpu ${extra[@]+"${extra[@]}"}
-else
-  logged "poetry install" "${poetry}" install --compile --without torch ${extra[@]+"${extra[@]}"}
-  if [[ ${mode} == cpu ]]; then
-    write_constraints
-    [[ -z ${ANYO_TORCH_INDEX:-} ]] || logged "installing torch from ANYO_TORCH_INDEX" \
-      "${ANYO_PYTHON_BIN}" -m pip install --no-deps --index-url "${ANYO_TORCH_INDEX}" "torch==${torch}"
-    logged "installing torch" "${ANYO_PYTHON_BIN}" -m pip install --constraint "${CACHE}/constraints.txt" "torch==${torch}"
-    install_beside_torch peft accelerate
-  else
-    install_beside_torch peft accelerate bitsandbytes
-  fi
+if [[ -n ${torch_job} ]]; then
+  wait "${torch_job}" || {
+    tail -n 15 "${TORCH_LOG}" >&2
+    die "installing torch failed (full log: ${TORCH_LOG#"${ANYO_ROOT}/"})"
+  }
+  torch_job=
+  [[ ${mode} != cpu ]] || complete_torch
 fi
 # An image also holds packages that this project does not use
 [[ ${mode} == image ]] || logged "pip check" "${ANYO_PYTHON_BIN}" -m pip check

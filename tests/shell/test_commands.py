@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
+
 import pytest
 
 RECORD_ONLY = 'case "$*" in *"${STUB_FAILS:-@none@}"*) exit 3 ;; esac\nexit 0'
@@ -31,30 +35,29 @@ def test_one_stage_passes_overrides_through(project, name):
     assert stages(project) == [(name, overrides)]
 
 
-def test_run_all_in_order_with_a_control_teacher(project):
-    overrides = [
-        "dataset=movielens",
-        "teacher.lr=1e-3",
-        "teacher/llm=local",
-        "++teacher.x=1",
-        "~teacher.y",
-        "teacher_note=1",
-    ]
+def test_run_all_is_one_process(project):
+    overrides = ["dataset=movielens", "teacher/llm=local", "~teacher.y"]
     result = project.run("cmd/run_all.sh", *overrides)
     assert result.returncode == 0, result.stderr
-    skip = ["skip_if_done=true"]
-    assert stages(project) == [
-        ("run_teacher", skip + overrides),
-        ("run_teacher", ["teacher=knn", *skip, "dataset=movielens", "teacher_note=1"]),
-        ("run_student_baseline", skip + overrides),
-        ("run_distill", skip + overrides),
-        ("run_eval_all", overrides),
-    ]
+    assert stages(project) == [("run_all", overrides)]
+    assert project.run("cmd/run_all.sh", STUB_FAILS="src.exp.run_all").returncode == 3
 
 
-def test_run_all_without_overrides(project):
-    assert project.run("cmd/run_all.sh").returncode == 0
-    assert [name for name, _ in stages(project)] == ["run_teacher", *STAGES]
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_run_all_reaches_the_stage(project, fake_venv, signum):
+    """The command becomes the process that trains: nothing is left running behind it."""
+    fake_venv('trap "echo got >>$OUT; exit 7" TERM HUP; echo $$ >>$OUT; while :; do sleep 0.05; done')
+    out = project.root / "out"
+    process = subprocess.Popen(
+        ["bash", "cmd/run_all.sh"], cwd=project.root, env=project.env | {"OUT": str(out)}
+    )
+    deadline = time.monotonic() + 30
+    while not out.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signum)
+    assert process.wait(timeout=30) == 7
+    assert out.read_text().split() == [str(process.pid), "got"]
 
 
 def test_tuning_gives_both_sides_equally_many_trials(project):
@@ -91,13 +94,6 @@ def test_study_runs_the_parts_that_are_asked_for(project):
     ]
     assert all("teacher.seed=1" in arguments and "dataset=demo_study" in arguments for _, arguments in ran)
     assert "distill.control=shuffle_rankings,permute_embeddings,both" in ran[7][1]
-
-
-def test_run_all_stops_at_the_failing_stage(project):
-    result = project.run("cmd/run_all.sh", STUB_FAILS="src.exp.run_student_baseline")
-    assert result.returncode == 3
-    assert "run_student_baseline" in result.stderr.splitlines()[-1]
-    assert stages(project)[-1][0] == "run_student_baseline"
 
 
 def test_a_failed_set_up_runs_nothing(project):

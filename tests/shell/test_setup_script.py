@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -35,19 +37,73 @@ def last_line(result) -> str:
 
 
 def test_cpu_keeps_torch_out_of_poetry(machine):
+    """torch and what only torch needs come from pip, beside Poetry and without NVIDIA's libraries."""
     result = machine.run(SETUP)
     assert result.returncode == 0, result.stderr
-    assert machine.calls("poetry") == [["poetry", "install", "--compile", "--without", "torch"]]
-    torch, beside = pip_installs(machine)
-    assert torch[0] == "--constraint" and torch[-1] == f"torch=={locked(machine.root, 'torch')}"
-    assert beside == ["--no-deps"] + [f"{n}=={locked(machine.root, n)}" for n in ("peft", "accelerate")]
+    assert machine.calls("poetry") == [["poetry", "install", "--without", "torch"]]
+    torch = pip_installs(machine)[0]
+    assert torch[:2] == ["--no-compile", "--no-deps"]
+    names = ("accelerate", "mpmath", "networkx", "peft", "sympy", "torch")
+    assert torch[2:] == [f"{n}=={locked(machine.root, n)}" for n in names]
     assert machine.calls("python")[-2][1:] == ["-m", "pip", "check"]  # the last call computes the stamp
+
+
+def test_a_torch_that_is_no_cpu_build_gets_its_libraries(machine, fake_venv):
+    fake_venv(
+        PIP_IS_RECORDED_ONLY + '\nif [[ "$*" == *importlib.metadata*" torch" ]]; then echo 2.13.0; exit 0; fi'
+    )
+    machine.stub("uname", "echo Linux x86_64")
+    assert machine.run(SETUP).returncode == 0
+    _, libraries = pip_installs(machine)
+    assert libraries[1] == "--constraint" and libraries[-1] == f"torch=={locked(machine.root, 'torch')}"
+    constraints = (machine.root / ".cache/constraints.txt").read_text()
+    assert f"nvidia-cublas=={locked(machine.root, 'nvidia-cublas')}\n" in constraints
+
+
+def test_a_failed_torch_is_told(machine, fake_venv):
+    fake_venv(
+        'if [[ "$1 $2 $3" == "-m pip install" ]]; then echo no such wheel; exit 1; fi\n'
+        + PIP_IS_RECORDED_ONLY
+    )
+    result = machine.run(SETUP)
+    assert result.returncode == 1
+    assert "no such wheel" in result.stderr and "installing torch failed" in last_line(result)
+
+
+def test_the_commands_of_the_readme_are_there(machine):
+    """poetry beside python in the environment; tensorboard and accelerate are installed there by their wheels."""
+    assert machine.run(SETUP).returncode == 0
+    link = machine.root / ".venv/bin/poetry"
+    assert link.is_symlink() and link.resolve() == Path(machine.env["ANYO_POETRY"]).resolve()
+
+
+@pytest.mark.parametrize(("driver", "warned"), [("550.54.14", True), ("580.65.06", False), ("N/A", False)])
+def test_a_driver_that_is_too_old_is_one_line(machine, driver, warned):
+    machine.stub("nvidia-smi", f"echo {driver}")
+    result = machine.run(SETUP)
+    assert result.returncode == 0
+    assert ("older than 580" in result.stderr) == warned
+
+
+def test_a_signal_ends_what_runs_in_the_background(machine, fake_venv):
+    fake_venv('if [[ "$1 $2 $3" == "-m pip install" ]]; then exec sleep 314.1; fi\n' + PIP_IS_RECORDED_ONLY)
+    process = subprocess.Popen(
+        ["bash", SETUP], cwd=machine.root, env=machine.env, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 30
+    while not pip_installs(machine):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    running = subprocess.run(["pgrep", "-f", "^sleep 314.1"], capture_output=True, text=True, check=False)
+    assert running.stdout == ""
 
 
 def test_cpu_wheels_can_come_from_a_given_index(machine):
     assert machine.run(SETUP, ANYO_TORCH_INDEX="index.invalid").returncode == 0
-    first, second, _ = pip_installs(machine)
-    assert first[:3] == ["--no-deps", "--index-url", "index.invalid"]
+    first, second = pip_installs(machine)
+    assert first[1:4] == ["--no-deps", "--index-url", "index.invalid"]
     assert "index.invalid" not in second
 
 
@@ -57,7 +113,7 @@ def test_cuda_installs_the_whole_lock(machine, forced):
     if not forced:
         machine.stub("nvidia-smi")
     assert machine.run(SETUP, **env).returncode == 0
-    assert machine.calls("poetry") == [["poetry", "install", "--compile", "--with", "gpu"]]
+    assert machine.calls("poetry") == [["poetry", "install", "--with", "gpu"]]
     assert pip_installs(machine) == []
 
 
@@ -72,7 +128,7 @@ def test_image_torch_is_kept(machine):
     assert result.returncode == 0, result.stderr
     assert machine.calls("poetry")[0][-2:] == ["--without", "torch"]
     (only,) = pip_installs(machine)
-    assert only[0] == "--no-deps" and not any(a.startswith("torch==") for a in only)
+    assert only[1] == "--no-deps" and not any(a.startswith("torch==") for a in only)
 
 
 def test_image_torch_of_another_version_is_refused(machine):
