@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.core.artifacts import now, writing
+from src.core.artifacts import fingerprint, now, sha256_file, writing
 from src.core.data_utils import InteractionData
+from src.core.datasets.tables import require_files
 from src.core.errors import UserError
 from src.core.git_info import git_info
 from src.core.store_writer import StoreWriter
@@ -97,10 +98,46 @@ def read_official(folder: Path, sample_ids: np.ndarray, n_items: int) -> Officia
     return OfficialFiles(sample_ids, rankings, distances, table)
 
 
+def files_fingerprint(folder: Path) -> str:
+    """What tells one import from another; the store keeps it as the hash of its teacher's weights."""
+    paths = require_files(folder, (RANKS, DISTANCES, EMBEDDINGS), "the folder")
+    return fingerprint([sha256_file(path) for path in paths])
+
+
+def training_order(folder: Path, data: InteractionData) -> np.ndarray:
+    """[n] sample ids of the files' rows, as the official code has them: the rows of the training table.
+
+    Split files may hold rows that are no samples (their history is too short); the official files have a row for
+    them all the same, which `import_official` leaves out.
+
+    Raises:
+        UserError: another number of rows.
+    """
+    train, rows = data.splits["train"], len(_read_table(folder / RANKS))
+    if rows == len(train):
+        return train
+    held_out = min(int(data.splits[name].min()) for name in ("valid", "test"))
+    if data.own_rows and train.max() < rows <= held_out:
+        return np.arange(rows)
+    raise UserError(
+        f"{folder / RANKS} has {rows} rows",
+        f"{len(train)}, one per training sample of {data.name}",
+        "the file, dataset.min_history, or --order",
+    )
+
+
 def import_official(
-    folder: Path, sample_ids: np.ndarray, data: InteractionData, store_folder: Path
+    folder: Path,
+    sample_ids: np.ndarray,
+    data: InteractionData,
+    store_folder: Path,
+    teacher: str = "official_files",
 ) -> TeacherStore:
     """Make a teacher-output store (training rows only) of official files.
+
+    Args:
+        sample_ids: [n] the sample of every row; rows of split files that are no samples are left out.
+        teacher: name in the manifest.
 
     The files lack the distance of the true next item: it is that of the ranking where the target is
     listed, else the row's largest; the manifest says so (`target_scores`), and what needs the exact value
@@ -108,7 +145,8 @@ def import_official(
     """
     sample_ids = np.asarray(sample_ids, np.int64)
     _, known = locate(data.splits["train"], sample_ids)
-    if not known.all():
+    whole_table = data.own_rows and np.array_equal(sample_ids, np.arange(len(sample_ids)))
+    if not known.all() and not whole_table:
         raise UserError(
             f"sample {sample_ids[~known][0]} is no training sample", "ids of the train split", "the order"
         )
@@ -116,6 +154,7 @@ def import_official(
     hit = files.rankings == data.targets(sample_ids)[:, None]
     column = np.where(hit.any(axis=1), hit.argmax(axis=1), hit.shape[1] - 1)
     order = np.argsort(sample_ids)
+    order = order[known[order]]
     rows = TeacherRows(
         sample_ids[order],
         files.rankings[order],
@@ -125,11 +164,12 @@ def import_official(
     writer = StoreWriter(store_folder, data.n_items, "distance", shard_size=len(rows.sample_ids))
     shutil.rmtree(writer.partial)  # read in one go: rows of another import must not be taken for these
     writer.partial.mkdir()
-    writer.export("train", rows.sample_ids, lambda _: rows)
+    writer.export("train", rows.sample_ids, lambda _: rows, weights=files_fingerprint(folder))
     fields = {
         "dataset": data.name,
         "dataset_fingerprint": data.fingerprint,
-        "teacher": "official_files",
+        "teacher": teacher,
+        "teacher_fingerprint": store_folder.name,
         "n_train_split": len(data.splits["train"]),
         "target_scores": "listed",
         "in_sample": {},

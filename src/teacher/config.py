@@ -274,6 +274,11 @@ class FusedConfig(TeacherConfig):
         return parts | {"folds": self.folds, "members": members, "export": determining(self.export)}
 
 
+@config_group
+class OfficialFilesConfig(TeacherConfig):
+    """`teacher=official_files`: rows of another program (`python -m src.exp.official_files import`)."""
+
+
 def members_of(config: TeacherConfig) -> list[TeacherConfig]:
     """The teachers that score for this one: itself, or a pool's members."""
     return list(config.members.values()) if isinstance(config, FusedConfig) else [config]

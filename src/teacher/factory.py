@@ -10,11 +10,13 @@ import numpy as np
 
 from src.core.config import build, did_you_mean
 from src.core.data_utils import InteractionData
+from src.core.errors import UserError
 from src.teacher.config import (
     FusedConfig,
     IloraConfig,
     KnnConfig,
     MarkovConfig,
+    OfficialFilesConfig,
     PopularityConfig,
     SasrecConfig,
     TeacherConfig,
@@ -29,6 +31,7 @@ KINDS: dict[str, tuple[type[TeacherConfig], str]] = {
     "knn": (KnnConfig, "src.teacher.classical:KnnFiller"),
     "markov": (MarkovConfig, "src.teacher.classical:MarkovFiller"),
     "popularity": (PopularityConfig, "src.teacher.classical:PopularityFiller"),
+    "official_files": (OfficialFilesConfig, "src.teacher.factory:no_rows"),
 }
 
 
@@ -62,3 +65,8 @@ def build_teacher(
         members = {name: build_teacher(c, data, train_ids) for name, c in config.members.items()}
         return made(config, data, train_ids, members)
     return made(config, data, train_ids)
+
+
+def no_rows(config: TeacherConfig, data: InteractionData, train_ids: np.ndarray | None = None) -> Teacher:
+    """Rows of official files come by import only; raises UserError."""
+    raise UserError(f"no rows of teacher {config.name}", "imported ones", "run src.exp.official_files import")
