@@ -278,6 +278,10 @@ class FusedConfig(TeacherConfig):
 class OfficialFilesConfig(TeacherConfig):
     """`teacher=official_files`: rows of another program (`python -m src.exp.official_files import`)."""
 
+    def identity(self) -> dict[str, Any]:
+        """The name stands for the files."""
+        return {"kind": self.kind, "name": self.name}
+
 
 def members_of(config: TeacherConfig) -> list[TeacherConfig]:
     """The teachers that score for this one: itself, or a pool's members."""

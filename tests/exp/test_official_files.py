@@ -81,6 +81,8 @@ def test_import_distill_rows_and_export(overrides: list[str], roots: Path, capsy
     other = write_files(roots / "other", k=5)
     assert official_files.main(["import", str(other), *overrides]) == 2
     assert "holds other files" in capsys.readouterr().err
+    renamed = Settings.compose([*overrides, "teacher.name=bigrec_2"])
+    assert renamed.distill_fp != settings.distill_fp  # a name of its own, results of its own
 
 
 @pytest.mark.parametrize(
