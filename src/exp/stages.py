@@ -51,7 +51,7 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
     chosen = None if selection is None else selection.sample_ids
     store, reused = fill_store(config, data, settings.teacher_dir, run, chosen)
     if run.main:
-        known, encoder = store.in_sample_ids(), getattr(config, "encoder", None)
+        known, encoder = store.in_sample_ids(), config.encoder
         quality = ensure_quality(store, data, known, config.export, config.seed, encoder)
         log.info("quality of the teacher's rankings: %s/quality.md", quality)
     if candidates is not None:
@@ -113,7 +113,7 @@ def run_distill(settings: Settings, run: Run) -> float | None:
             # A store exported anew may come from a teacher trained anew: no checkpoint mixes the two.
             fingerprint=f"{settings.distill_fp}/{fingerprint(store.manifest.get('weights'))}",
             run=run,
-            selection=selected_samples(settings, data),
+            selection=selected_samples(settings, data, distilling=True),
         )
         run.write_times(distill_student_train_time=result.seconds)
         fields = {"store": str(store.folder), "note": store_note(store, data)}

@@ -112,11 +112,10 @@ class _Export:
     ):
         self.config, self.export, self.data, self.folder = config, config.export, data, folder
         self.run, self.team, self.folds = run, team, getattr(config, "folds", 1)
-        if self.export.top_k > data.n_items:
-            raise UserError(
-                f"teacher.export.top_k={self.export.top_k}",
-                f"<= {data.n_items} items",
-                "teacher.export.top_k",
+        self.top_k = min(self.export.top_k, data.n_items)
+        if self.top_k < self.export.top_k:
+            log.info(
+                "teacher.export.top_k=%d: lists of %d, the whole catalogue", self.export.top_k, self.top_k
             )
         self.forecast_given = False
 
@@ -178,7 +177,7 @@ class _Export:
         return report
 
     def _rank(self, teacher: Teacher, split: str, piece: str, samples: np.ndarray) -> None:
-        k, team = self.export.top_k, self.team
+        k, team = self.top_k, self.team
         if not self.forecast_given and self.writer.missing(piece, samples):
             self._forecast(teacher, split, samples)
         log.info("%s ranks %d samples of %s", teacher.name, len(samples), piece)
@@ -193,7 +192,7 @@ class _Export:
     def _forecast(self, teacher: Teacher, split: str, samples: np.ndarray) -> None:
         """Time a first batch; say what the export will take, and refuse a disk that cannot hold it."""
         self.forecast_given = True
-        need = forecast_bytes(self.todo, self.export.top_k, 0)
+        need = forecast_bytes(self.todo, self.top_k, 0)
         free = shutil.disk_usage(self.writer.partial).free
         # Shards and the joined files lie side by side for a moment.
         if 2 * need > free:
@@ -202,15 +201,15 @@ class _Export:
                 f"{2 * need / _GIB:.2f} GiB for {self.todo} rows and their shards",
                 "the disk, teacher.export.top_k or teacher.export.train_share",
             )
-        teacher.rank(split, samples[:1], self.export.top_k)  # what only the first call does
+        teacher.rank(split, samples[:1], self.top_k)  # what only the first call does
         batch = samples[: self.export.batch_size]
         watch = Stopwatch()
-        teacher.rank(split, batch, self.export.top_k)
+        teacher.rank(split, batch, self.top_k)
         rate = len(batch) / max(watch.seconds(), 1e-9) * self.team.size
         log.info(
             "forecast: %d samples, K=%d: %.3f GiB on disk, %.2f hours at %.1f samples/s (first batch of %d, %d process(es))",
             self.todo,
-            self.export.top_k,
+            self.top_k,
             need / _GIB,
             self.todo / rate / 3600,
             rate,

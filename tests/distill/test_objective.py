@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from src.core.data_utils import InteractionData
+from src.core.paths import CONF
 from src.core.teacher_store import TeacherRows
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import RankingSignals, ranking_signals
 from src.distill.objective import DistillObjective
+from src.exp.settings import Settings
 from src.student.architectures import Student
+from src.student.config import StudentConfig
 from src.student.datamodule import Batch, Samples, Selection
 from src.student.models import build_student, fold_item_table
 from src.student.objective import RecommendationLoss
@@ -45,12 +49,19 @@ def batch_of(history: Tensor, target: Tensor, rows: Tensor) -> Batch:
     return Batch(rows, rows, history, target, torch.ones(len(rows)))
 
 
-def oracle_objective(oracle: dict, tag: str, dtype: torch.dtype) -> tuple[DistillObjective, Batch]:
+def oracle_objective(
+    oracle: dict,
+    tag: str,
+    dtype: torch.dtype,
+    student_config: StudentConfig | None = None,
+    config: DistillConfig | None = None,
+) -> tuple[DistillObjective, Batch]:
+    """The official profile with the oracle's parameters, or with the settings that are given."""
     alpha, lam, beta, *gammas, k, _ = oracle[f"loss/{tag}/hp"].tolist()
-    student_config = make_settings(
+    student_config = student_config or make_settings(
         "student", "sasrec_dllm2rec", loss="dros" if alpha else "bce", dros_alpha=alpha, dros_beta=beta
     )
-    config = make_settings(
+    config = config or make_settings(
         "distill",
         "dllm2rec_official",
         alpha=alpha,
@@ -91,6 +102,27 @@ def test_official_profile_in_the_training_step(
     np.testing.assert_allclose(
         objective.student.matrix.grad.numpy(), gradient, rtol=0, atol=tolerance * np.abs(gradient).max()
     )
+
+
+def test_the_command_at_the_official_profiles_head_is_the_whole_objective(oracle: dict) -> None:
+    """The command in conf/distill/dllm2rec_official.yaml gives L_bce + alpha L_dro + lam L_rd, term by term."""
+    text = (CONF / "distill" / "dllm2rec_official.yaml").read_text()
+    command = next(line for line in text.splitlines() if "src.exp.run_distill" in line).split("run_distill ")[
+        1
+    ]
+    settings = Settings.compose(command.split())
+    objective, batch = oracle_objective(oracle, "a1_l1", torch.float64, settings.student, settings.distill)
+    loss, parts = objective(batch)
+    terms = {name: float(oracle[f"loss/a1_l1/{name}"]) for name in ("bce", "loss_dro_mean", "loss_all_rd")}
+    c = settings.distill
+    assert (c.alpha, c.lam, c.embedding, c.ed_weight, settings.student.architecture) == (
+        *(1.0, 0.8, "fuse", 0.2),
+        "sasrec_dllm2rec",
+    )
+    recommendation = terms["bce"] + 1.0 * terms["loss_dro_mean"]
+    assert parts["recommendation"].item() == pytest.approx(recommendation, rel=1e-6)
+    assert parts["ranking"].item() == pytest.approx(0.8 * terms["loss_all_rd"], rel=1e-6)
+    assert loss.mean().item() == pytest.approx(recommendation + 0.8 * terms["loss_all_rd"], rel=1e-6)
 
 
 def numpy_corrected(scores: np.ndarray, target: np.ndarray, ranking: np.ndarray, d: np.ndarray, c) -> float:

@@ -55,3 +55,15 @@ def test_policies_that_cannot_choose_before_the_export(
 ) -> None:
     ended = stage("run_teacher", *PARTIAL, "teacher=knn", *options)
     assert ended.code == 2 and message in ended.error_line
+
+
+def test_a_policy_that_looks_at_a_student_once_gets_the_encoder(stage: Stage) -> None:
+    """`active=diversity` as shipped: the student of the distillation knows nothing yet."""
+    teacher = (*TINY, "teacher=sasrec", "teacher.encoder.max_epochs=1", "active=diversity")
+    assert stage("run_teacher", *teacher).code == 0
+    distilled = stage("run_distill", *teacher)
+    assert distilled.code == 0, distilled.err
+    assert list((data_root() / "work" / "selection").glob("*/sample_ids.npy"))
+    assert stage("run_teacher", *TINY, "teacher=knn").code == 0
+    refused = stage("run_distill", *TINY, "teacher=knn", "active=diversity")
+    assert refused.code == 2 and "which has no SASRec" in refused.error_line
