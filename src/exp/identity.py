@@ -8,7 +8,7 @@ from typing import Any
 from src.core.artifacts import fingerprint
 from src.core.runs import find_runs
 from src.exp.settings import Settings
-from src.teacher.overfit import wants_overfit
+from src.teacher.config import wants_overfit
 
 _NO_RESULT = ("skip_if_done", "dry_run")
 

@@ -14,8 +14,7 @@ from src.core.runs import completed_run
 from src.exp.duration import export_bytes, sizes_of, student_bytes, student_line, teacher_line
 from src.exp.forecast import memory_lines
 from src.exp.settings import Settings
-from src.teacher.config import IloraConfig, members_of
-from src.teacher.overfit import wants_overfit
+from src.teacher.config import IloraConfig, members_of, wants_overfit
 
 _GIB = 2**30
 _HASHED_AT_ONCE = 4 * _GIB  # a plan has seconds; larger artifacts are checked when they are read

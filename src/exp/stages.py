@@ -28,10 +28,11 @@ from src.exp.select import selected_samples
 from src.exp.settings import Settings
 from src.exp.verdict import verdicts
 from src.student.trainer_baseline import train_student
+from src.teacher.config import wants_overfit
 from src.teacher.export import fill_store, refuse_other_weights
 from src.teacher.factory import build_teacher
 from src.teacher.llm_loading import check_llms
-from src.teacher.overfit import learn_by_heart, wants_overfit
+from src.teacher.overfit import overfit
 from src.teacher.quality import ensure_quality
 
 log = get_logger(__name__)
@@ -42,7 +43,7 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
     config = settings.teacher
     check_llms(config)  # before anything is trained
     if wants_overfit(config):  # a debug help: the run keeps no fingerprint and is nobody's result
-        learn_by_heart(config, load_dataset(settings.dataset), run)
+        overfit(config, load_dataset(settings.dataset), run)
         return None
     log.info("teacher: trains %s and exports its rankings; %s", config.name, describe_device(config))
     data = load_dataset(settings.dataset)

@@ -283,6 +283,11 @@ class OfficialFilesConfig(TeacherConfig):
         return {"kind": self.kind, "name": self.name}
 
 
+def wants_overfit(config: TeacherConfig) -> bool:
+    """Whether this teacher is only to be debugged (src/teacher/overfit.py): it is nobody's result."""
+    return isinstance(config, IloraConfig) and config.overfit is not None
+
+
 def members_of(config: TeacherConfig) -> list[TeacherConfig]:
     """The teachers that score for this one: itself, or a pool's members."""
     return list(config.members.values()) if isinstance(config, FusedConfig) else [config]

@@ -31,7 +31,6 @@ from src.teacher.encoder import frozen_encoder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm_loading import load_llm
 from src.teacher.oom import Halving
-from src.teacher.overfit import refuse_debug
 from src.teacher.prompts import PromptBuilder, collate
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
 from src.teacher.ranking.base import Context, check_context
@@ -67,7 +66,10 @@ class IloraTeacher:
         Raises:
             UserError: settings that do not fit the data or the LLM, or a training that went wrong.
         """
-        refuse_debug(self.config)
+        if (rows := self.config.overfit) is not None:
+            raise UserError(
+                f"a teacher with teacher.overfit={rows}", "null: it is no result", "teacher.overfit"
+            )
         team = self.open()
         with team.lock(self.folder):
             reused = team.agree(is_complete(self.folder))

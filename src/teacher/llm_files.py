@@ -95,7 +95,7 @@ def _no_model(path: Path) -> UserError:
     """Why `path` is no folder of a model, by what lies there."""
     expected, key = "a folder in Hugging Face layout", _KEY
     if not path.exists():
-        found = f"{path} does not exist"
+        found = f"{path} holds no config.json: there is no such folder"
     elif path.is_file():
         found = f"{path} is a file"
         if path.suffix == ".gguf":

@@ -126,10 +126,8 @@ class TeacherTrainer:
         model.train()
         steps = () if done.finished else range(done.step, self.total)
         for step in progress(steps, "teacher", unit="step"):
-            started = time.monotonic()
-            sums = self._step(step)
+            sums = self.step(step)
             done.step = step + 1
-            self._report(step, sums, time.monotonic() - started)
             self.since.append((sums.item, sums.lm))
             last = done.step == self.total
             if done.step % self.eval_every == 0 or last:
@@ -148,25 +146,11 @@ class TeacherTrainer:
         log.info("teacher: best step %d of %d, validation %.4f", done.best_step, done.step, done.best_value)
         return done
 
-    def learn_by_heart(self, bound: float) -> tuple[int, float]:
-        """Steps until every loss that counts is below `bound`, or `total` of them; nothing is kept.
-
-        Returns:
-            (steps done, the larger loss of the last one, before its update).
-        """
-        self.model.train()
-        for step in progress(range(self.total), "overfit", unit="step"):
-            started = time.monotonic()
-            sums = self._step(step)
-            self._report(step, sums, time.monotonic() - started)
-            check_stop()
-            if (loss := max(sums.item, sums.lm)) < bound:
-                break
-        return step + 1, loss
-
     # -- one optimizer step ---------------------------------------------------------------------------
 
-    def _step(self, step: int) -> StepSums:
+    def step(self, step: int) -> StepSums:
+        """The optimizer step number `step`, from 0: its losses and what else TensorBoard shows of it."""
+        started = time.monotonic()
         config, model, objective = self.config, self.model, self.config.objective
         epoch, at = divmod(step, self.steps_per_epoch)
         order = numpy_stream(config.seed, "teacher_order", epoch).permutation(len(self.train_ids))
@@ -195,6 +179,7 @@ class TeacherTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         if not self.adapter_seen and step >= self.adapter_due:
             self._check_adapter(ids)
+        self._report(step, sums, time.monotonic() - started)
         return sums
 
     def _gradients(self, step: int, ids: np.ndarray, hybrid: bool, size: int) -> StepSums:

@@ -104,7 +104,7 @@ def llm_cases() -> Iterator[Case]:
 
 
 def _places() -> Iterator[Case]:
-    yield _case("a typo", lambda f: f / "llma", "llma does not exist", _KEY)
+    yield _case("a typo", lambda f: f / "llma", "llma holds no config.json: there is no such folder", _KEY)
     yield _case("a text file", lambda f: f / "config.json", "config.json is a file", "a folder", _KEY)
     yield _case("an empty folder", lambda f: (f / "new").mkdir() or f / "new", "holds no config.json", _KEY)
     yield _case(

@@ -119,7 +119,9 @@ def test_a_typo_is_found_in_seconds_and_before_anything_is_trained(
         IloraTeacher(config, demo_data).prepare(None)
     assert not list((roots / "data").rglob("*"))  # no encoder, no lock, nothing
     started = time.monotonic()
-    with pytest.raises(UserError, match="/models/no-such-llm does not exist; .*teacher.llm.path"):
+    with pytest.raises(
+        UserError, match="/models/no-such-llm holds no config.json: there is no such folder.*teacher.llm.path"
+    ):
         check_llm(replace(config.llm, path="/models/no-such-llm"), "auto")
     assert time.monotonic() - started < 1.0
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from src.core.errors import UserError
 from src.core.paths import data_root
 from src.teacher import overfit as overfit_module
-from src.teacher.config import model_fingerprint, teacher_fingerprint
+from src.teacher.config import model_fingerprint, teacher_fingerprint, wants_overfit
 from src.teacher.ilora_teacher import IloraTeacher
-from src.teacher.overfit import BOUND, answer_floor, learn_by_heart, refuse_debug, wants_overfit
+from src.teacher.overfit import BOUND, answer_floor, overfit
 from tests.teacher.conftest import compose_teacher
 
 LM = (
@@ -37,7 +37,7 @@ SURE = (
 @pytest.mark.parametrize("objective", [(*LM, *SURE), ITEM], ids=["lm", "item"])
 def test_eight_rows_by_heart(make_config, demo_data, teacher_roots, objective):
     config = make_config("teacher.overfit=8", *objective)
-    loss = learn_by_heart(config, demo_data, None)
+    loss = overfit(config, demo_data, None)
     assert loss < BOUND == 0.05
     # nothing that another run could take for a teacher
     assert not IloraTeacher(config, demo_data).folder.exists()
@@ -48,9 +48,9 @@ def test_a_loss_that_stays_high_is_an_error(make_config, demo_data, teacher_root
     monkeypatch.setattr(overfit_module, "_STEPS", 4)
     config = make_config("teacher.overfit=8", "teacher.train.lr=1e-5", *ITEM)
     with pytest.raises(UserError, match=r"loss on 8 rows is \d.* after 4 steps.*; expected below 0.05"):
-        learn_by_heart(config, demo_data, None)
+        overfit(config, demo_data, None)
     with pytest.raises(UserError, match=r"teacher.overfit=100000; expected 1 to \d+ training rows"):
-        learn_by_heart(replace(config, overfit=100_000), demo_data, None)
+        overfit(replace(config, overfit=100_000), demo_data, None)
 
 
 def test_it_is_never_a_teacher(make_config, demo_data, teacher_roots):
@@ -61,7 +61,6 @@ def test_it_is_never_a_teacher(make_config, demo_data, teacher_roots):
     assert teacher_fingerprint(plain, "d") != teacher_fingerprint(debug, "d")
     for profile in ("ilora", "ilora_paper", "bigrec"):
         assert compose_teacher(f"teacher={profile}").overfit is None
-    refuse_debug(plain)
     with pytest.raises(UserError, match="a teacher with teacher.overfit=8; expected null: it is no result"):
         IloraTeacher(debug, demo_data).prepare(None)
 
@@ -72,7 +71,7 @@ def test_an_llm_that_is_never_sure_enough_fails_with_its_floor(make_config, demo
     with pytest.raises(
         UserError, match=r"is \d\.\d+ after \d+ steps.*head allow (\d\.\d+) at best.*teacher.llm"
     ) as e:
-        learn_by_heart(config, demo_data, None)
+        overfit(config, demo_data, None)
     loss, floor = (float(x) for x in re.findall(r"(?:is|allow) (\d\.\d+) (?:after|at)", str(e.value)))
     assert BOUND < floor < loss < 1.05 * floor
 
@@ -83,7 +82,7 @@ def test_stories260k_is_never_sure_enough(make_config, demo_data, teacher_roots,
     config = make_config("teacher.overfit=8", "teacher/llm=local", f"teacher.llm.path={path}", *LM)
     teacher = IloraTeacher(config, demo_data)
     teacher.open()
-    assert answer_floor(teacher, overfit_module.rows_of(config, demo_data)) > 2 * BOUND
+    assert answer_floor(teacher, overfit_module.overfit_rows(config, demo_data)) > 2 * BOUND
 
 
 def test_the_floor_of_the_embedded_llm(make_config, demo_data, teacher_roots):
@@ -91,7 +90,7 @@ def test_the_floor_of_the_embedded_llm(make_config, demo_data, teacher_roots):
     config = make_config("teacher.overfit=8", *LM)
     teacher = IloraTeacher(config, demo_data)
     teacher.open()
-    rows = overfit_module.rows_of(config, demo_data)
+    rows = overfit_module.overfit_rows(config, demo_data)
     floor = answer_floor(teacher, rows)
     base = teacher.model.llm.get_base_model()
     head, scale = base.get_output_embeddings().weight.detach(), base.model.norm.weight.detach()

@@ -36,7 +36,7 @@ trainer = TeacherTrainer(
     config, teacher.model, teacher.source, ids, ids[:8], Path(sys.argv[1]), "x", teacher.accelerator
 )
 teacher.model.train()
-losses = [(s.item, s.lm, s.samples) for s in map(trainer._step, range(3))]
+losses = [(s.item, s.lm, s.samples) for s in map(trainer.step, range(3))]
 if team.main:
     norms = {f"{p}/{k}": float(v.double().norm()) for p, s in trained_state(teacher.model).items() for k, v in s.items()}
     Path(sys.argv[1], f"{team.size}.json").write_text(json.dumps({"losses": losses, "norms": norms}))

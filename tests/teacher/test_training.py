@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,8 +40,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(make_config, demo_data, t
     config = make_config("teacher.train.samples=160", "teacher.lora.dropout=0.1", "teacher.seed=5")
     whole = IloraTeacher(config, demo_data)
     whole.prepare(None)
-    # The same settings under another name are another fingerprint: nothing is reused.
-    parted = IloraTeacher(replace(config, name="parted"), demo_data)
+    shutil.rmtree(whole.folder)  # the same settings once more: nothing is reused
+    parted = IloraTeacher(config, demo_data)
     seen = []
     monkeypatch.setattr(trainer_module, "stop_requested", lambda: len(seen) == 3)
 
@@ -54,10 +55,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(make_config, demo_data, t
     with pytest.raises(Interrupted):
         parted.prepare(None)
     monkeypatch.undo()
-    monkeypatch.setenv("ANYO_DATA_ROOT", str(teacher_roots / "data"))
-    monkeypatch.setenv("ANYO_RESULT_ROOT", str(teacher_roots / "result"))
-    resumed = IloraTeacher(replace(config, name="parted"), demo_data)
-    resumed.prepare(None)
+    resumed = IloraTeacher(config, demo_data)
+    assert not resumed.prepare(None)["reused"]
     a, b = trained_state(whole.model), trained_state(resumed.model)
     for part, tensors in a.items():
         for name, tensor in tensors.items():
@@ -75,7 +74,7 @@ def test_a_part_without_gradient_ends_the_run(make_config, demo_data, teacher_ro
 
     gate = IloraModel.gate
     monkeypatch.setattr(IloraModel, "gate", lambda self, h: gate(self, h).detach())
-    teacher = IloraTeacher(make_config("teacher.name=cut"), demo_data)
+    teacher = IloraTeacher(make_config("teacher.seed=11"), demo_data)
     with pytest.raises(UserError, match="gradient of gate is zero"):
         teacher.prepare(None)
 
@@ -105,7 +104,7 @@ def test_what_tensorboard_shows(make_config, demo_data, teacher_roots, tmp_path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Run.start(tmp_path / "run", "teacher", "x")
-    config = make_config("teacher.train.samples=96", "teacher.name=shown", "teacher.objective.lm=0.5")
+    config = make_config("teacher.train.samples=96", "teacher.seed=12", "teacher.objective.lm=0.5")
     IloraTeacher(config, demo_data).prepare(run)
     run.close()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
@@ -157,7 +156,7 @@ def test_a_resume_with_another_llm_is_refused(make_config, demo_data, teacher_ro
     before = untrained(config, demo_data)
     trainer = trainer_of(before, tmp_path)
     trainer.model.train()
-    trainer._step(0)
+    trainer.step(0)
     trainer._save()
     trainer_of(untrained(config, demo_data), tmp_path)._resume()  # the same LLM: nothing to say
     tensors = load_file(folder / "model.safetensors")
@@ -174,7 +173,7 @@ def test_a_resume_with_an_encoder_trained_anew_is_refused(make_config, demo_data
     teacher = untrained(make_config(), demo_data)
     trainer = trainer_of(teacher, tmp_path)
     trainer.model.train()
-    trainer._step(0)
+    trainer.step(0)
     trainer._save()
     was, teacher.encoder.weights = teacher.encoder.weights, "0" * 64
     with pytest.raises(UserError, match=f"encoder weights '{was}'; expected '{'0' * 64}'"):
@@ -188,7 +187,7 @@ def test_a_resume_with_other_processes_is_refused_where_they_count(
     teacher = untrained(make_config(f"teacher.gate.kind={gate}"), demo_data)
     trainer = trainer_of(teacher, tmp_path)
     trainer.model.train()
-    trainer._step(0)
+    trainer.step(0)
     trainer._save()
     two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
     resumed = trainer_of(teacher, tmp_path, accelerator=two)
