@@ -126,7 +126,7 @@ def test_what_tensorboard_shows(make_config, demo_data, teacher_roots, tmp_path)
     assert 0.05 < last["peak_memory_gib"] < 100  # of this process
 
 
-def test_micro_batches_do_not_change_the_step(make_config, demo_data, teacher_roots):
+def test_micro_batches_do_not_change_thestep(make_config, demo_data, teacher_roots):
     """One effective batch, cut in two ways: the same losses and weights."""
     states = []
     for size in (32, 7):
@@ -142,7 +142,7 @@ def test_micro_batches_do_not_change_the_step(make_config, demo_data, teacher_ro
         )
         t = trainer_of(teacher, teacher_roots / f"micro{size}", samples=64)
         t.model.train()
-        sums = [t._step(step) for step in range(2)]
+        sums = [t.step(step) for step in range(2)]
         states.append(([s.item for s in sums] + [s.lm for s in sums], t.norms))
     np.testing.assert_allclose(states[0][0], states[1][0], rtol=1e-5)
     for name, value in states[0][1].items():
