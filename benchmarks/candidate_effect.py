@@ -26,9 +26,9 @@ from src.core.candidates import CandidateConfig, CandidateSet, load_candidates
 from src.core.config import build_or_raise
 from src.core.data_utils import DatasetConfig, InteractionData, load_dataset
 from src.core.logging import get_logger, setup_logging
-from src.core.metrics import paired_difference
 from src.core.paths import CONF
 from src.core.seed import numpy_stream
+from src.core.statistics import paired_difference
 from src.teacher.config import IloraConfig
 from src.teacher.factory import build_teacher_config
 from src.teacher.ilora_teacher import IloraTeacher

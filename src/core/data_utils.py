@@ -114,10 +114,18 @@ class InteractionData:
 
     def histories(self, sample_ids: np.ndarray) -> np.ndarray:
         """[n, L] int32 histories, newest last, padded on the left with 0."""
-        back = np.arange(self.max_history, 0, -1)
+        return self._before(sample_ids, self.max_history)
+
+    def pasts(self, sample_ids: np.ndarray) -> np.ndarray:
+        """[n, P] int32, like `histories` but all that the user had before the target; P is the longest here."""
+        rows = self.rows(sample_ids) - self.offsets[self.users_of(sample_ids)]
+        return self._before(sample_ids, int(rows.max(initial=0)))
+
+    def _before(self, sample_ids: np.ndarray, length: int) -> np.ndarray:
+        back = np.arange(length, 0, -1)
         rows = self.rows(sample_ids)[:, None] - back[None, :]
-        valid = back[None, :] <= self.history_lengths(sample_ids)[:, None]
-        return np.where(valid, self.items[np.maximum(rows, 0)], 0).astype(np.int32)
+        own = rows >= self.offsets[self.users_of(sample_ids)][:, None]
+        return np.where(own, self.items[np.maximum(rows, 0)], 0).astype(np.int32)
 
     def train_counts(self) -> np.ndarray:
         """[N+1] int64, how often each item is a training target (entry 0 is 0)."""

@@ -1,4 +1,4 @@
-"""Ranking metrics from per-sample ranks, and the statistics that compare two models.
+"""Ranking metrics from per-sample ranks.
 
 One relevant item per sample, so Recall@K equals HitRatio@K; both names are kept because the papers
 use both. A rank is 1 for the best item; `MISSED` stands for "not in the list".
@@ -6,8 +6,8 @@ use both. A rank is 1 for the best item; `MISSED` stands for "not in the list".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +17,14 @@ from src.core.errors import UserError
 
 MISSED = np.iinfo(np.int32).max
 METRICS = ("Recall", "NDCG", "HitRatio")
+# What is left out of the ranking: nothing; the history that the model sees; all that the user had before
+# (gSASRec's `filter_rated`). A target that is left out itself is MISSED. Each with its file in `metrics/`.
+CONVENTIONS = {
+    "history_ranked": "test_ranks.npy",
+    "history_excluded": "test_ranks_history_excluded.npy",
+    "past_excluded": "test_ranks_past_excluded.npy",
+}
+_ROWS = 512  # samples whose excluded items are marked at once
 
 
 @config_group
@@ -34,6 +42,11 @@ class EvalConfig:
         "test samples with few candidates each (iLoRA's protocol); null: only the whole catalogue",
         in_fingerprint=False,
     )
+
+    @property
+    def convention(self) -> str:
+        """The convention of the reported figures."""
+        return "history_excluded" if self.exclude_history else "history_ranked"
 
     def problems(self) -> list[str]:
         if not is_metric(self.select_metric, self.ks):
@@ -85,8 +98,34 @@ def per_sample(ranks: np.ndarray, metric: str) -> np.ndarray:
     return np.where(ranks <= int(k), gain, 0.0)
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of the true items under every convention, 1 = best.
+
+    Attributes:
+        sample_ids: [n] int64.
+        ranked: [n] int32, history items ranked like all others.
+        history_excluded: [n] int32, items of the history left out.
+        past_excluded: [n] int32, all earlier items of the user left out.
+        list_lengths: items that every list holds, by convention; empty for a model that ranks the whole catalogue.
+    """
+
+    sample_ids: np.ndarray
+    ranked: np.ndarray
+    history_excluded: np.ndarray
+    past_excluded: np.ndarray
+    list_lengths: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, convention: str) -> np.ndarray:
+        """[n] the ranks under one of CONVENTIONS."""
+        return self.ranked if convention == "history_ranked" else getattr(self, convention)
+
+    def metrics(self, ks: Sequence[int], convention: str = "history_ranked") -> dict[str, float]:
+        return ranking_metrics(self.of(convention), ks, self.list_lengths.get(convention))
+
+
 def ranks_in_lists(
-    rankings: np.ndarray, scores: np.ndarray, targets: np.ndarray, histories: np.ndarray | None = None
+    rankings: np.ndarray, scores: np.ndarray, targets: np.ndarray, excluded: np.ndarray | None = None
 ) -> np.ndarray:
     """Ranks of `targets` in lists of item ids, best first; MISSED where not listed.
 
@@ -94,78 +133,33 @@ def ranks_in_lists(
         rankings: [n, K] item ids.
         scores: [n, K] in the order of the ranking; listed items of equal score count as before the target.
         targets: [n] item ids.
-        histories: [n, L] item ids to leave out of the lists first (0 is padding); a target that
-            stands in its own history is MISSED. A list is then shorter by up to L.
+        excluded: [n, P] item ids to leave out of the lists first (0 is padding); a target among its own is MISSED.
     """
     targets = np.asarray(targets)[:, None]
     hit = np.asarray(rankings) == targets
     own = np.take_along_axis(np.asarray(scores), hit.argmax(axis=1)[:, None], axis=1)
     at = hit.shape[1] - 1 - (np.asarray(scores) == own)[:, ::-1].argmax(axis=1)
     ranks = np.where(hit.any(axis=1), at + 1, MISSED)
-    if histories is None:
+    if excluded is None:
         return ranks.astype(np.int32)
-    seen = np.zeros(rankings.shape, dtype=bool)
-    for column in histories.T:  # L comparisons of [n, K]; never [n, K, L] at once
-        seen |= np.asarray(rankings) == column[:, None]
-    before = np.cumsum(seen, axis=1)[np.arange(len(at)), at]
-    lost = (ranks == MISSED) | (histories == targets).any(axis=1)
+    before = np.cumsum(_listed(rankings, excluded), axis=1)[np.arange(len(at)), at]
+    lost = (ranks == MISSED) | (excluded == targets).any(axis=1)
     return np.where(lost, MISSED, ranks - before).astype(np.int32)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Mean paired difference b - a with its interval and two-sided p-value."""
-
-    mean: float
-    low: float
-    high: float
-    p_value: float
+def shortest_list(rankings: np.ndarray, excluded: np.ndarray) -> int:
+    """Fewest items that a list of `rankings` [n, K] keeps without its `excluded` [n, P] ones."""
+    return int((~_listed(rankings, excluded)).sum(axis=1).min(initial=rankings.shape[1]))
 
 
-def paired_difference(
-    a: np.ndarray,
-    b: np.ndarray,
-    users: np.ndarray,
-    rng: np.random.Generator,
-    draws: int = 5000,
-    level: float = 0.95,
-) -> Difference:
-    """Mean of b - a over samples, with a percentile interval from a bootstrap over users.
-
-    Samples of one user are not independent, so whole users are drawn with replacement and the mean
-    over the drawn samples is taken (a ratio of two sums). The p-value is twice the smaller share of
-    draws on the other side of zero, with one draw added so that it is never 0.
-
-    Args:
-        a, b: [n] per-sample metrics of the two models on the same samples.
-        users: [n] the user of every sample.
-    """
-    if not len(a) == len(b) == len(users):
-        raise ValueError(f"lengths differ: {len(a)}, {len(b)}, {len(users)}")
-    if len(a) == 0:
-        raise ValueError("no samples to compare")
-    _, user = np.unique(users, return_inverse=True)
-    sums = np.bincount(user, weights=np.asarray(b, float) - np.asarray(a, float))
-    counts = np.bincount(user).astype(float)
-    n_users = len(counts)
-    means = np.empty(draws)
-    chunk = max(1, int(4e6) // n_users)  # at most two tables of 32 MB at once; the draws do not depend on it
-    for start in range(0, draws, chunk):
-        size = min(chunk, draws - start)
-        times = rng.multinomial(n_users, np.full(n_users, 1.0 / n_users), size=size).astype(float)
-        means[start : start + size] = (times @ sums) / (times @ counts)
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    below, above = int((means <= 0).sum()), int((means >= 0).sum())
-    p_value = min(1.0, 2.0 * (min(below, above) + 1) / (draws + 1))
-    return Difference(float(sums.sum() / counts.sum()), float(low), float(high), p_value)
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjusted p-values (Scand. J. Statist. 6, 1979), in the order given."""
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(steps, 1.0)
-    return adjusted
+def _listed(rankings: np.ndarray, excluded: np.ndarray) -> np.ndarray:
+    """[n, K] bool, which items of the lists are in the same row of `excluded`."""
+    found = np.empty(rankings.shape, bool)
+    span = int(max(rankings.max(initial=0), excluded.max(initial=0))) + 1
+    for start in range(0, len(rankings), _ROWS):
+        rows = slice(start, start + _ROWS)
+        marked = np.zeros((len(rankings[rows]), span), bool)
+        np.put_along_axis(marked, np.asarray(excluded[rows], np.int64), True, axis=1)
+        marked[:, 0] = False  # padding
+        found[rows] = np.take_along_axis(marked, np.asarray(rankings[rows], np.int64), axis=1)
+    return found

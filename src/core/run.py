@@ -20,6 +20,7 @@ import numpy as np
 from src.core.artifacts import now, save_npy, write_json, write_manifest
 from src.core.errors import UserError
 from src.core.git_info import git_info
+from src.core.metrics import CONVENTIONS, Ranks
 from src.core.paths import result_root
 from src.core.runs import TIMES, completed_run, find_runs, this_process
 from src.core.signals import check_stop, stop_on_signals, stop_requested
@@ -138,16 +139,12 @@ class Run:
             times: dict[str, Any] = {k: round(v, 3) for k, v in seconds.items()}
             write_json(self.dir / "metrics" / "time.json", {**times, **({"reused": True} if reused else {})})
 
-    def write_ranks(
-        self, sample_ids: np.ndarray, ranked: np.ndarray, history_excluded: np.ndarray | None
-    ) -> None:
-        """Per-sample test ranks: `test_ranks.npy` [n], `test_sample_ids.npy` [n], and, where the model
-        ranks the whole catalogue, `test_ranks_history_excluded.npy` [n]."""
+    def write_ranks(self, ranks: Ranks) -> None:
+        """Per-sample test ranks [n], a file per convention, and `test_sample_ids.npy` [n]."""
         if self.main:
-            save_npy(self.dir / "metrics" / "test_sample_ids.npy", np.asarray(sample_ids, np.int64))
-            save_npy(self.dir / "metrics" / "test_ranks.npy", ranked)
-            if history_excluded is not None:
-                save_npy(self.dir / "metrics" / "test_ranks_history_excluded.npy", history_excluded)
+            save_npy(self.dir / "metrics" / "test_sample_ids.npy", np.asarray(ranks.sample_ids, np.int64))
+            for convention, file in CONVENTIONS.items():
+                save_npy(self.dir / "metrics" / file, ranks.of(convention))
 
     def close(self) -> None:
         if self._writer is not None:

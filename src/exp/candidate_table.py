@@ -13,8 +13,8 @@ from src.core.candidates import CandidateSet
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
-from src.core.metrics import holm, paired_difference
 from src.core.seed import numpy_stream
+from src.core.statistics import holm, paired_difference
 from src.exp.compare import TEACHER, Row
 
 log = get_logger(__name__)

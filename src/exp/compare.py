@@ -18,10 +18,11 @@ from src.core.artifacts import load_npy, read_object
 from src.core.data_utils import InteractionData
 from src.core.errors import ConfigError, UserError
 from src.core.logging import get_logger
-from src.core.metrics import holm, paired_difference, per_sample
+from src.core.metrics import per_sample
 from src.core.paths import resolve
 from src.core.runs import TIMES, completed_run
 from src.core.seed import numpy_stream
+from src.core.statistics import holm, paired_difference
 
 if TYPE_CHECKING:
     from src.exp.settings import Settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from src.core.artifacts import save_npy, write_json, write_text
 from src.core.candidates import CandidateSet, Choices, Written
 from src.core.data_utils import InteractionData
 from src.core.logging import get_logger
-from src.core.metrics import EvalConfig, ranking_metrics, ranks_in_lists
+from src.core.metrics import CONVENTIONS, EvalConfig, Ranks, ranks_in_lists, shortest_list
 from src.core.run import Run
 from src.core.teacher_store import TeacherStore
 
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-class Ranks(Protocol):
-    """Ranks of the true items under both conventions, [n] each."""
-
-    ranked: np.ndarray
-    history_excluded: np.ndarray
-
-
 def record(
     run: Run,
     data: InteractionData,
@@ -37,38 +30,30 @@ def record(
     seed: int,
     valid: Ranks,
     test: Ranks,
-    list_lengths: tuple[int | None, int | None] = (None, None),
     extra: Mapping[str, Any] | None = None,
 ) -> float | None:
     """Write the metrics and ranks of a model; returns the validation metric that selects.
 
     Args:
         valid, test: ranks on `data.splits["valid"]` and `["test"]`, in that order of samples.
-        list_lengths: length of the model's rankings with the history ranked and excluded; None for
-            a model that ranks the whole catalogue.
         extra: further fields of `metrics.json`.
     """
 
-    def metrics(ranks: Ranks, exclude: bool) -> dict[str, float]:
-        values = ranks.history_excluded if exclude else ranks.ranked
-        return ranking_metrics(values, eval_config.ks, list_lengths[exclude])
-
-    exclude = eval_config.exclude_history
     fields = {
         "dataset": data.name,
         "dataset_fingerprint": data.fingerprint,
         "seed": seed,
-        "n_valid": len(data.splits["valid"]),
-        "n_test": len(data.splits["test"]),
-        "exclude_history": exclude,
-        "valid": metrics(valid, exclude),
-        "test": metrics(test, exclude),
-        "test_history_ranked": metrics(test, False),
-        "test_history_excluded": metrics(test, True),
+        "n_valid": len(valid.sample_ids),
+        "n_test": len(test.sample_ids),
+        "exclude_history": eval_config.exclude_history,
+        "list_lengths": dict(test.list_lengths),
+        "valid": valid.metrics(eval_config.ks, eval_config.convention),
+        "test": test.metrics(eval_config.ks, eval_config.convention),
+        **{f"test_{c}": test.metrics(eval_config.ks, c) for c in CONVENTIONS},
         **(extra or {}),
     }
     run.write_metrics(fields)
-    run.write_ranks(data.splits["test"], test.ranked, test.history_excluded)
+    run.write_ranks(test)
     for name, value in fields["test"].items():
         run.scalar(f"test/{name}", value, 0)
     shown = [
@@ -121,15 +106,15 @@ def written_markdown(written: Sequence[Written]) -> str:
     return "\n".join(lines)
 
 
-class StoreRanks:
+def store_ranks(store: TeacherStore, data: InteractionData, split: str) -> Ranks:
     """Ranks of the true items in a teacher's top-K lists; MISSED where a list does not hold them."""
-
-    def __init__(self, store: TeacherStore, data: InteractionData, split: str):
-        ids = data.splits[split]
-        rows = store.rows_of(split, ids)
-        targets, histories = data.targets(ids), data.histories(ids)
-        self.ranked = ranks_in_lists(rows.rankings, rows.scores, targets)
-        self.history_excluded = ranks_in_lists(rows.rankings, rows.scores, targets, histories)
+    ids = data.splits[split]
+    rows, targets = store.rows_of(split, ids), data.targets(ids)
+    ranks, lengths = [ranks_in_lists(rows.rankings, rows.scores, targets)], {"history_ranked": store.top_k}
+    for convention, excluded in (("history_excluded", data.histories(ids)), ("past_excluded", data.pasts(ids))):
+        ranks.append(ranks_in_lists(rows.rankings, rows.scores, targets, excluded))
+        lengths[convention] = shortest_list(rows.rankings, excluded)
+    return Ranks(ids, *ranks, lengths)
 
 
 def record_student(

@@ -29,7 +29,7 @@ from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.student.config import StudentConfig
 from src.student.datamodule import Batch, Samples, Selection
 from src.student.ema import Average
-from src.student.evaluator import rank_samples
+from src.student.evaluator import rank_prepared
 from src.student.models import build_student, device_of
 from src.student.objective import BaselineObjective, Objective
 
@@ -194,12 +194,11 @@ def _check_finite(finite: Tensor, epoch: int) -> None:
 
 
 def validate(objective: Objective, valid: Samples, eval_config: EvalConfig) -> dict[str, float]:
-    """Metrics of the student as it stands, history items ranked: what is only reported chooses no epoch."""
+    """Metrics of the student as it stands, history items ranked: what is only reported never chooses an epoch."""
     with torch.no_grad():
         table = objective.item_table()
-    student, batch_size = objective.student, eval_config.batch_size
-    ranks = rank_samples(student, None, None, batch_size, valid.device, item_table=table, samples=valid)
-    return ranking_metrics(ranks.ranked, eval_config.ks)
+    ranks = rank_prepared(objective.student, valid, eval_config.batch_size, table)
+    return ranking_metrics(ranks, eval_config.ks)
 
 
 def make_optimizer(objective: Objective, config: StudentConfig) -> torch.optim.Optimizer:

@@ -16,13 +16,13 @@ import scipy.sparse as sp
 from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
+from src.core.metrics import Ranks
 from src.core.run import Stopwatch
 from src.core.teacher_store import TeacherRows, locate
 from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig
 
 if TYPE_CHECKING:
     from src.core.run import Run
-    from src.student.evaluator import Ranks
 
 _SCORES_AT_ONCE = 8_000_000  # elements of a [B, N] block: 64 MB in float64
 
@@ -102,17 +102,16 @@ class Filler:
         """Ranks of the targets over the whole catalogue, by the rule that students are measured with."""
         import torch  # here: the plain fillers need it for nothing else, and it loads for seconds
 
-        from src.student.evaluator import Ranks, ranks_from_scores
+        from src.student.evaluator import ranks_from_scores
 
-        ranked, excluded = (np.empty(len(sample_ids), np.int32) for _ in range(2))
+        ranks = []
         for rows in self._batches(len(sample_ids)):
             ids = sample_ids[rows]
             scores = torch.from_numpy(np.array(self.score_all(ids)))
-            history = torch.from_numpy(self.data.histories(ids)).long()
-            target = torch.from_numpy(self.data.targets(ids)).long()
-            both = ranks_from_scores(scores, history, target)
-            ranked[rows], excluded[rows] = (r.numpy() for r in both)
-        return Ranks(np.asarray(sample_ids, np.int64), ranked, excluded)
+            items = (self.data.targets(ids), self.data.histories(ids), self.data.pasts(ids))
+            target, *excluded = (torch.from_numpy(i).long() for i in items)
+            ranks.append(torch.stack(ranks_from_scores(scores, target, *excluded)))
+        return Ranks(np.asarray(sample_ids, np.int64), *torch.cat(ranks, dim=1).numpy().astype(np.int32))
 
     def choose(self, candidates: CandidateSet) -> dict[str, Choices]:
         size = self._batches(len(candidates.sample_ids))[0].stop

@@ -27,7 +27,7 @@ from src.core.artifacts import (
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
-from src.core.metrics import ranking_metrics, ranks_in_lists
+from src.core.metrics import ranking_metrics, ranks_in_lists, shortest_list
 from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.student.config import StudentConfig
@@ -141,12 +141,10 @@ def _groups(
 def _figures(rows: TeacherRows, data: InteractionData, sasrec: TeacherRows | None) -> dict[str, Any]:
     targets, histories = data.targets(rows.sample_ids), data.histories(rows.sample_ids)
     k = rows.rankings.shape[1]
-    ranked = ranks_in_lists(rows.rankings, rows.scores, targets)
+    ranked, excluded = (ranks_in_lists(rows.rankings, rows.scores, targets, h) for h in (None, histories))
     figures = {
         "history_ranked": ranking_metrics(ranked, KS, k),
-        "history_excluded": ranking_metrics(
-            ranks_in_lists(rows.rankings, rows.scores, targets, histories), KS, k - data.max_history
-        ),
+        "history_excluded": ranking_metrics(excluded, KS, shortest_list(rows.rankings, histories)),
         "contains_target": float((ranked <= k).mean()),
         "mean_target_score": float(rows.target_scores.astype(np.float64).mean()),
     }

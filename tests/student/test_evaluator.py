@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from src.core.candidates import CandidateConfig, load_candidates
 from src.core.errors import UserError
 from src.core.metrics import MISSED
-from src.student.datamodule import Selection
-from src.student.evaluator import choose, rank_samples, ranks_from_scores
+from src.student.datamodule import Samples, Selection
+from src.student.evaluator import choose, rank_prepared, rank_samples, ranks_from_scores
 from src.student.models import build_student
 from tests.student.conftest import make_student_config
 
@@ -38,14 +38,16 @@ def test_ranks_match_the_naive_ranking(data):
     scores = data.draw(st.lists(st.integers(-3, 3), min_size=n_items, max_size=n_items))  # many ties
     history = data.draw(st.lists(item, min_size=1, max_size=6))
     padded, target = [0] * (6 - len(history)) + history, data.draw(item)
-    ranked, excluded = ranks_from_scores(
-        torch.tensor([scores], dtype=torch.float32), torch.tensor([padded]), torch.tensor([target])
+    window = torch.tensor([padded[-3:]])
+    ranks = ranks_from_scores(
+        torch.tensor([scores], dtype=torch.float32), torch.tensor([target]), window, torch.tensor([padded])
     )
-    assert (int(ranked), int(excluded)) == naive_ranks(scores, history, target)
+    expected = naive_ranks(scores, history[-3:], target), naive_ranks(scores, history, target)
+    assert [int(r) for r in ranks] == [*expected[0], expected[1][1]]
 
 
 def test_ties_go_against_the_target():
-    ranked, excluded = ranks_from_scores(torch.zeros(1, 5), torch.tensor([[0, 2, 2]]), torch.tensor([3]))
+    ranked, excluded = ranks_from_scores(torch.zeros(1, 5), torch.tensor([3]), torch.tensor([[0, 2, 2]]))
     assert (int(ranked), int(excluded)) == (5, 4)
 
 
@@ -94,13 +96,25 @@ def test_evaluation_is_without_dropout_and_restores_the_mode(student, small_data
     np.testing.assert_array_equal(one.ranked, other.ranked)
 
 
-def test_metrics_follow_the_convention_of_the_settings(student, small_data, eval_config):
-    import dataclasses
-
-    ranks = rank_samples(student, small_data, small_data.splits["test"], 8, CPU)
-    excluding = dataclasses.replace(eval_config, exclude_history=True)
-    assert ranks.metrics(eval_config)["HitRatio@10"] == np.mean(ranks.ranked <= 10)
-    assert ranks.metrics(excluding)["HitRatio@10"] == np.mean(ranks.history_excluded <= 10)
+def test_three_conventions_by_hand(student, small_data):
+    """The window of L items, and all that the user had before; validation ranks like the first."""
+    student.eval()
+    ids = small_data.splits["test"]
+    ranks = rank_samples(student, small_data, ids, 8, CPU)
+    with torch.no_grad():
+        scores = student(torch.from_numpy(small_data.histories(ids)).long()).numpy()
+    owners, longer = small_data.users_of(ids), 0
+    for row, sample in enumerate(ids):
+        target = int(small_data.items[sample])
+        past = small_data.items[small_data.offsets[owners[row]] : sample].tolist()
+        window, longer = past[-small_data.max_history :], longer + (len(past) > small_data.max_history)
+        assert (ranks.ranked[row], ranks.history_excluded[row]) == naive_ranks(scores[row], window, target)
+        assert ranks.past_excluded[row] == naive_ranks(scores[row], past, target)[1]
+    assert longer, "some pasts are longer than the window"
+    table = student.item_table().detach()
+    again = rank_prepared(student, Samples(small_data, Selection(ids), CPU), 8, table)
+    np.testing.assert_array_equal(again, ranks.ranked)
+    assert ranks.metrics((10,), "past_excluded")["HitRatio@10"] == np.mean(ranks.past_excluded <= 10)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
