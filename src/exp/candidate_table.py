@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from src.core.artifacts import load_npy, read_object
+from src.core.artifacts import read_object
 from src.core.candidates import CandidateSet
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
+from src.core.runs import RunRecord
 from src.core.seed import numpy_stream
-from src.core.statistics import holm, paired_difference
-from src.exp.compare import TEACHER, Row
+from src.core.statistics import holm, resample_users
+from src.exp.compare import Row
 
 log = get_logger(__name__)
 METRIC = "HitRatio@1"
-WAYS = ("scores", "generation", "likelihood", "item_scores", "frozen_sasrec")
+FROZEN = "frozen_sasrec"
+WAYS = ("scores", "generation", "likelihood", "item_scores", FROZEN)
 
 
 @dataclass(frozen=True)
@@ -27,37 +29,73 @@ class Line:
     """One model asked in one way, with one run per seed.
 
     Attributes:
-        model: as in the other tables.
-        kind: `baseline`, `teacher` or `distilled`.
+        row: the model.
         way: how it was asked, out of WAYS.
         figures: per run, of `core.candidates.Choices.figures`.
-        hits: [D, n] right choices, averaged over the runs.
+        hits: [n_seeds, D, n] right choices.
     """
 
-    model: str
-    kind: str
+    row: Row
     way: str
     figures: tuple[dict, ...]
     hits: np.ndarray
 
+    @property
+    def name(self) -> str:
+        if self.way == FROZEN:
+            return f"frozen SASRec of {self.row.metrics[0].get('teacher', self.row.name)}"
+        return self.row.name if self.way == "scores" else f"{self.row.name}, {self.way}"
 
-def find_lines(rows: list[Row], candidates: CandidateSet) -> list[Line]:
-    """What the rows' runs chose among these candidates; a row whose runs were asked about others is left out."""
+
+@dataclass(frozen=True)
+class CandidateReport:
+    """The comparison among few candidates.
+
+    Attributes:
+        shape: (draws, samples, candidates).
+        table: a line per model and way of asking.
+        pairs: paired differences of HitRatio@1.
+    """
+
+    shape: tuple[int, ...]
+    table: pd.DataFrame
+    pairs: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        draws, n, count = self.shape
+        return f"Test, {count} candidates ({n} samples x {draws} draws)"
+
+
+def candidate_report(
+    rows: Sequence[Row], data: InteractionData, candidates: CandidateSet | None, seed: int, draws: int
+) -> CandidateReport | None:
+    """What the rows' runs chose among these candidates; None where no row was asked about them."""
+    lines = find_lines(rows, candidates) if candidates is not None else []
+    if candidates is None or not lines:
+        return None
+    pairs = candidate_differences(lines, data, candidates, seed, draws)
+    return CandidateReport(candidates.items.shape, candidate_table(lines), pairs)
+
+
+def find_lines(rows: Sequence[Row], candidates: CandidateSet) -> list[Line]:
+    """The rows' answers; a row whose runs were asked about other candidates is left out."""
     lines = []
     for row in rows:
-        found = [_ways(run / "metrics" / "candidates.json", candidates) for run in row.runs]
+        found = [_ways(run, candidates) for run in row.runs]
         if None in found:
             log.info("%s was not asked about the candidates %s: not shown", row.name, candidates.fingerprint)
             continue
         for way in (w for w in WAYS if all(w in f for f in found)):
-            hits = [_hits(run / "metrics" / f"candidate_hits_{way}.npy", candidates) for run in row.runs]
-            lines.append(Line(row.name, row.kind, way, tuple(f[way] for f in found), np.mean(hits, axis=0)))
+            hits = [_hits(run, f"candidate_hits_{way}.npy", candidates) for run in row.runs]
+            lines.append(Line(row, way, tuple(f[way] for f in found), np.stack(hits)))
     return lines
 
 
-def _ways(file: Path, candidates: CandidateSet) -> dict[str, dict] | None:
+def _ways(run: RunRecord, candidates: CandidateSet) -> dict[str, dict] | None:
     """Figures by way of asking; None where the run was not asked about these candidates."""
-    fields = read_object(file) if file.is_file() else {}
+    file = run.folder / "metrics" / "candidates.json"
+    fields = read_object(file) if file.name in run.manifest["files"] else {}
     if fields.get("candidates") != candidates.fingerprint:
         return None
     ways = fields.get("ways")
@@ -65,7 +103,7 @@ def _ways(file: Path, candidates: CandidateSet) -> dict[str, dict] | None:
         raise UserError(
             f"{file}: figures that cannot be read",
             f"ways out of {', '.join(WAYS)}",
-            f"delete {file.parents[1]}",
+            f"delete {run.folder}",
         )
     return ways
 
@@ -78,57 +116,53 @@ def _is_figures(figures: object) -> bool:
     )
 
 
-def _hits(file: Path, candidates: CandidateSet) -> np.ndarray:
-    hits = load_npy(file)
+def _hits(run: RunRecord, file: str, candidates: CandidateSet) -> np.ndarray:
+    hits = run.array(file)
     if hits.shape != candidates.items.shape[:2] or hits.dtype != bool:
         raise UserError(
-            f"{file}: {hits.dtype} {hits.shape}",
+            f"{run.folder}/metrics/{file}: {hits.dtype} {hits.shape}",
             f"bool {candidates.items.shape[:2]}, draws x samples",
-            f"delete {file.parents[1]}",
+            f"delete {run.folder}",
         )
     return hits
 
 
-def candidate_table(lines: list[Line]) -> pd.DataFrame:
+def candidate_table(lines: Sequence[Line]) -> pd.DataFrame:
     """One line per model and way: means over draws and seeds, sd over draws, and over seeds where there are several."""
     out = []
     for line in lines:
-        row = {"model": line.model, "kind": line.kind, "asked by": line.way, "seeds": len(line.figures)}
+        row = {"model": line.row.name, "kind": line.row.kind, "asked by": line.way, "seeds": len(line.figures)}
         for name in (METRIC, "ValidRatio", "HitRatio@1 valid"):
             means = [f[name]["mean"] for f in line.figures if name in f]
-            row[name] = float(np.mean(means)) if len(means) == len(line.figures) else float("nan")
-        per_draw = line.hits.mean(axis=1)
-        row["sd over draws"] = float(per_draw.std(ddof=1)) if len(per_draw) > 1 else float("nan")
-        if len(line.figures) > 1:
-            row["sd over seeds"] = float(np.std([f[METRIC]["mean"] for f in line.figures], ddof=1))
+            row[name] = float(np.mean(means)) if len(means) == len(line.figures) else np.nan
+        by_draw, by_seed = line.hits.mean(axis=(0, 2)), line.hits.mean(axis=(1, 2))
+        for what, values in (("draws", by_draw), ("seeds", by_seed)):
+            row[f"sd over {what}"] = float(values.std(ddof=1)) if len(values) > 1 else np.nan
         out.append(row)
     return pd.DataFrame(out)
 
 
 def candidate_differences(
-    lines: list[Line], data: InteractionData, candidates: CandidateSet, seed: int, draws: int
+    lines: Sequence[Line], data: InteractionData, candidates: CandidateSet, seed: int, draws: int
 ) -> pd.DataFrame:
     """Paired differences of HitRatio@1: every model against the baseline, and every way of asking a teacher against
-    its own frozen SASRec. Per-sample hits are averaged over draws and seeds; intervals over users, Holm over all.
+    its own frozen SASRec. Per-sample hits are averaged over draws; intervals over users and seeds, Holm over all.
     """
-    users = data.users_of(candidates.sample_ids)
-    pairs = [(a, b) for a in lines if a.kind == "baseline" for b in lines if b.kind != "baseline"]
-    frozen = {line.model: line for line in lines if line.way == "frozen_sasrec"}
-    pairs += [(frozen[b.model], b) for b in lines if b.model in frozen and b.way != "frozen_sasrec"]
+    hits = np.concatenate([line.hits.mean(axis=1) for line in lines])
+    ends = np.cumsum([len(line.hits) for line in lines])
+    columns = [range(end - len(line.hits), end) for line, end in zip(lines, ends, strict=True)]
+    found = resample_users(
+        hits, data.users_of(candidates.sample_ids), numpy_stream(seed, "compare_candidates"), draws
+    )
+    numbered = list(enumerate(lines))
+    pairs = [(i, j) for i, a in numbered if a.row.kind == "baseline" for j, b in numbered if b.row.kind != "baseline"]
+    pairs += [
+        (i, j) for j, b in numbered for i, a in numbered if a.way == FROZEN != b.way and a.row is b.row
+    ]
     out = []
-    for a, b in pairs:
-        left, right = a.hits.mean(axis=0), b.hits.mean(axis=0)
-        rng = numpy_stream(seed, "compare_candidates", a.model, a.way, b.model, b.way)
-        d = paired_difference(left, right, users, rng, draws)
-        names = {"a": _name(a), "b": _name(b), "metric": METRIC}
+    for i, j in pairs:
+        d = found.difference(columns[i], columns[j])
+        names = {"a": lines[i].name, "b": lines[j].name, "metric": METRIC}
         out.append({**names, "difference": d.mean, "low": d.low, "high": d.high, "p": d.p_value})
     table = pd.DataFrame(out)
-    if len(table):
-        table["p_holm"] = holm(table["p"])
-    return table
-
-
-def _name(line: Line) -> str:
-    if line.way == "frozen_sasrec":
-        return f"frozen SASRec of {line.model.removeprefix(TEACHER)}"
-    return line.model if line.way == "scores" else f"{line.model}, {line.way}"
+    return table.assign(p_holm=holm(table["p"])) if len(table) else table
