@@ -21,7 +21,13 @@ CASES = ((0.0, 0.0), (0.0, 1.0), (0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (2.0, 0.0),
 
 
 def null_rate(
-    way: str, seed_sd: float, interaction: float, repeats: int, draws: int, effect: float = 0.0, seeds: int = 3
+    way: str,
+    seed_sd: float,
+    interaction: float,
+    repeats: int,
+    draws: int,
+    effect: float = 0.0,
+    seeds: int = 3,
 ) -> float:
     """Share of experiments whose interval lies above 0.
 
@@ -35,7 +41,9 @@ def null_rate(
     for repeat in range(repeats):
         rng = np.random.default_rng([repeat, int(100 * seed_sd), int(100 * interaction)])
         unit = 1 / np.sqrt(n_users)
-        values = rng.normal(0, seed_sd * unit, (2, seeds, 1)) + rng.normal(0, interaction, (2, seeds, n_users))
+        values = rng.normal(0, seed_sd * unit, (2, seeds, 1)) + rng.normal(
+            0, interaction, (2, seeds, n_users)
+        )
         values[1] += effect * unit + rng.normal(0, 1, n_users)
         found = resample_users(values.reshape(2 * seeds, n_users), np.arange(n_users), rng, draws)
         above += _low(way, found, seeds, rng) > 0

@@ -38,7 +38,9 @@ _STYLE = {
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> Iterator[Any]:
+def picture(
+    path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any
+) -> Iterator[Any]:
     """`(figure, [rows, columns] axes)` to draw on; at the end `path`.png (150 dpi) and `path`.svg are written.
 
     Args:

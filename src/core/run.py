@@ -114,6 +114,11 @@ class Run:
         if self.main:
             self._tensorboard().add_text(tag, text, step)
 
+    def hparams(self, settings: dict[str, Any], finals: dict[str, float]) -> None:
+        """A line of TensorBoard's table of runs: settings (plain values) and final figures."""
+        if self.main:
+            self._tensorboard().add_hparams(settings, finals, run_name=".")
+
     def _tensorboard(self) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter

@@ -40,10 +40,11 @@ class Resampled:
 
         Three independent variances add up: that of users (of the bootstrap), and for each model that of its seeds
         (of its runs' means, less the part that the users explain: crossed random effects). The interval is
-        Student's, with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946), so that three seeds count
-        as three. Resampling the seeds as well would be too narrow: with three the bootstrap sees two thirds of
-        their variance and takes it as known (benchmarks/comparison_level.py). A model with one run has no variance
-        of seeds: the interval is then about that run.
+        Student's, with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946; taken before that part is
+        subtracted, so that they are never fewer than those of the seeds): three seeds count as three. Resampling
+        the seeds as well would be too narrow, as it sees two thirds of the variance of three and takes it as known
+        (benchmarks/comparison_level.py). A model with one run has no variance of seeds: the interval is about that
+        run.
         """
         from scipy.stats import t as student_t
 
@@ -53,17 +54,17 @@ class Resampled:
         around = self.draws[:, b].mean(axis=1) - self.draws[:, a].mean(axis=1)
         of_users = self._variance(around)
         df_users = 1.0 / (1.0 / (self.n_users - 1) + 1.0 / (len(self.draws) - 1))
-        variance, spread = of_users, of_users**2 / df_users
+        variance, whole, spread = of_users, of_users, of_users**2 / df_users
         for runs in (a, b):
             if (m := len(runs)) > 1:
                 of_seeds = self.means[runs].var(ddof=1) / m
                 own = self.draws[:, runs] - self.draws[:, runs].mean(axis=1, keepdims=True)
                 by_users = self._variance(own).sum() / (m - 1) / m
                 variance += max(of_seeds - by_users, 0.0)
-                spread += of_seeds**2 / (m - 1)
+                whole, spread = whole + of_seeds, spread + of_seeds**2 / (m - 1)
         if variance < _ROUNDING**2:
             return Difference(mean, mean, mean, float(abs(mean) < _ROUNDING))
-        df, error = variance**2 / spread, np.sqrt(variance)
+        df, error = whole**2 / spread, np.sqrt(variance)
         half = float(student_t.ppf((1.0 + level) / 2.0, df) * error)
         return Difference(mean, mean - half, mean + half, float(2.0 * student_t.sf(abs(mean) / error, df)))
 

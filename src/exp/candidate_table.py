@@ -117,7 +117,13 @@ def _is_figures(figures: object) -> bool:
 
 
 def _hits(run: RunRecord, file: str, candidates: CandidateSet) -> np.ndarray:
-    hits = run.array(file)
+    hits, asked = run.array(file), run.array("candidate_sample_ids.npy")
+    if not np.array_equal(asked, candidates.sample_ids):
+        raise UserError(
+            f"{run.folder}: its candidates are of {len(asked)} other samples",
+            f"the {len(candidates.sample_ids)} of eval.candidates",
+            f"delete {run.folder}",
+        )
     if hits.shape != candidates.items.shape[:2] or hits.dtype != bool:
         raise UserError(
             f"{run.folder}/metrics/{file}: {hits.dtype} {hits.shape}",
@@ -131,7 +137,12 @@ def candidate_table(lines: Sequence[Line]) -> pd.DataFrame:
     """One line per model and way: means over draws and seeds, sd over draws, and over seeds where there are several."""
     out = []
     for line in lines:
-        row = {"model": line.row.name, "kind": line.row.kind, "asked by": line.way, "seeds": len(line.figures)}
+        row = {
+            "model": line.row.name,
+            "kind": line.row.kind,
+            "asked by": line.way,
+            "seeds": len(line.figures),
+        }
         for name in (METRIC, "ValidRatio", "HitRatio@1 valid"):
             means = [f[name]["mean"] for f in line.figures if name in f]
             row[name] = float(np.mean(means)) if len(means) == len(line.figures) else np.nan
@@ -155,10 +166,14 @@ def candidate_differences(
         hits, data.users_of(candidates.sample_ids), numpy_stream(seed, "compare_candidates"), draws
     )
     numbered = list(enumerate(lines))
-    pairs = [(i, j) for i, a in numbered if a.row.kind == "baseline" for j, b in numbered if b.row.kind != "baseline"]
-    pairs += [
-        (i, j) for j, b in numbered for i, a in numbered if a.way == FROZEN != b.way and a.row is b.row
+    pairs = [
+        (i, j)
+        for i, a in numbered
+        if a.row.kind == "baseline"
+        for j, b in numbered
+        if b.row.kind != "baseline"
     ]
+    pairs += [(i, j) for j, b in numbered for i, a in numbered if a.way == FROZEN != b.way and a.row is b.row]
     out = []
     for i, j in pairs:
         d = found.difference(columns[i], columns[j])

@@ -140,6 +140,10 @@ def _guarded(stage: str, cfg: DictConfig, again: str) -> tuple[int, float | None
         if run is not None:
             run.discard()
             run = None
+        if stage != "eval_all":
+            from src.exp.results import report_again
+
+            report_again(e.folder, settings.eval)
         summary = e.folder / "metrics" / "summary.md"
         sys.stdout.write(summary.read_text() if summary.is_file() else "")
     except Interrupted as e:

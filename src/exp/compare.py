@@ -13,7 +13,7 @@ import numpy as np
 from src.core.data_utils import InteractionData
 from src.core.errors import ConfigError, UserError
 from src.core.logging import get_logger
-from src.core.metrics import CONVENTIONS, per_sample
+from src.core.metrics import CONVENTIONS, Ranks, per_sample
 from src.core.paths import resolve
 from src.core.runs import RunRecord, completed_run, read_run
 from src.exp.settings import Settings
@@ -94,11 +94,26 @@ def load_row(name: str, folders: Sequence[Path], data: InteractionData) -> Row:
                 f"{data.name}/{data.fingerprint}",
                 f"dataset, or {key}",
             )
-        if not isinstance(fields.get("list_lengths"), dict):
-            raise UserError(f"{run.folder} names no list_lengths", "them in metrics.json", f"delete {run.folder}")
+        _check_validation(run)
+        if not np.array_equal(ids := run.array("test_sample_ids.npy"), data.splits["test"]):
+            raise UserError(
+                f"{run.folder} ranks {len(ids)} other samples", "the test split's sample ids", key
+            )
     _check_distinct(runs, key)
-    ranks = {c: np.stack([_ranks(run, file, data) for run in runs]) for c, file in CONVENTIONS.items()}
+    found = [stored_ranks(run) for run in runs]
+    ranks = {c: np.stack([r.of(c) for r in found]) for c in CONVENTIONS}
     return Row(name, _KINDS[runs[0].stage], tuple(runs), tuple(run.metrics for run in runs), ranks)
+
+
+def _check_validation(run: RunRecord) -> None:
+    """What is taken from `metrics.json` itself: metrics that another program wrote must not be averaged unseen."""
+    valid = run.metrics.get("valid")
+    if not isinstance(valid, dict):
+        raise UserError(f"{run.folder}: metrics.json has no metrics of valid", "them", f"delete {run.folder}")
+    for name, value in valid.items():
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            found = f"{run.folder}: valid {name} is {value!r}"
+            raise UserError(found, "a number from 0 to 1", f"delete {run.folder}")
 
 
 def _check_distinct(runs: Sequence[RunRecord], key: str) -> None:
@@ -114,15 +129,24 @@ def _check_distinct(runs: Sequence[RunRecord], key: str) -> None:
             raise UserError(f"{count} runs with {what} {value}", "different runs, one per seed", key)
 
 
-def _ranks(run: RunRecord, file: str, data: InteractionData) -> np.ndarray:
-    """[n] ranks, checked: those of other samples must not be averaged with these."""
-    ids, ranks = run.array("test_sample_ids.npy"), run.array(file)
-    if not np.array_equal(ids, data.splits["test"]):
-        raise UserError(f"{run.folder} ranks {len(ids)} other samples", "the test split's sample ids", "that run")
-    if ranks.shape != ids.shape or ranks.dtype.kind not in "iu" or ranks.min(initial=1) < 1:
-        path = run.folder / "metrics" / file
-        raise UserError(f"{path}: {ranks.dtype} {ranks.shape}", f"{len(ids)} ranks from 1 on", f"delete {run.folder}")
-    return ranks
+def stored_ranks(run: RunRecord) -> Ranks:
+    """The test ranks of a completed run.
+
+    Raises:
+        UserError: a file is missing, was changed, or holds no ranks.
+    """
+    ids, lengths, ranks = run.array("test_sample_ids.npy"), run.metrics.get("list_lengths"), []
+    if not isinstance(lengths, dict):
+        raise UserError(f"{run.folder}: metrics.json has no list_lengths", "them", f"delete {run.folder}")
+    for file in CONVENTIONS.values():
+        found = run.array(file)
+        if found.shape != ids.shape or found.dtype.kind not in "iu" or found.min(initial=1) < 1:
+            path = run.folder / "metrics" / file
+            raise UserError(
+                f"{path}: {found.dtype} {found.shape}", f"{len(ids)} ranks from 1 on", f"delete {run.folder}"
+            )
+        ranks.append(found)
+    return Ranks(ids, *ranks, lengths)
 
 
 def check_variants(settings: Settings) -> None:
@@ -168,7 +192,9 @@ def find_rows(settings: Settings, data: InteractionData) -> list[Row]:
         # An override of the student alone (`student.loss=…`) names another baseline as well.
         rows += distilled(name, variant)
         if variant.baseline_fp != settings.baseline_fp:
-            runs = _runs("student_baseline", [variant.with_seed(s).baseline_fp for s in seeds], required=False)
+            runs = _runs(
+                "student_baseline", [variant.with_seed(s).baseline_fp for s in seeds], required=False
+            )
             rows += [load_row(f"{name}, no distillation", runs, data)] if runs else []
     return rows
 

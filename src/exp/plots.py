@@ -39,7 +39,10 @@ def plot_training(folder: Path, series: Series) -> None:
         with picture(folder / "learning_curves", *size, columns=len(panels)) as (_, axes):
             for axis, (name, tags) in zip(axes[0], panels, strict=True):
                 for number, tag in enumerate(tags[:_SHOWN]):
-                    style = {**mark(number), "marker": mark(number)["marker"] if len(curves[tag][0]) < 40 else ""}
+                    style = {
+                        **mark(number),
+                        "marker": mark(number)["marker"] if len(curves[tag][0]) < 40 else "",
+                    }
                     axis.plot(*curves[tag], label=tag, **style)
                 axis.set(title=name, xlabel="epoch or step")
                 axis.legend()
@@ -85,7 +88,9 @@ def _plot_models(path: Path, whole: pd.DataFrame, pairs: pd.DataFrame, metrics: 
                 if model not in means:
                     continue
                 value, colour = means[model], KIND_COLOURS[kind]
-                ends = around.loc[model, ["low", "high"]] + means[base] if model in around.index else [value] * 2
+                ends = (
+                    around.loc[model, ["low", "high"]] + means[base] if model in around.index else [value] * 2
+                )
                 inside = left <= value <= right
                 if inside:
                     axis.plot(np.clip(ends, left, right), [place] * 2, color=colour, linewidth=1.5)
@@ -136,9 +141,19 @@ def _plot_differences(path: Path, pairs: pd.DataFrame, metrics: Sequence[str]) -
         axis = axes[0, 0]
         for number, metric in enumerate(metrics):
             part = pairs[(pairs.metric == metric) & np.isfinite(pairs.high)]
-            places = [names.index(pair) + 0.2 * (number - (len(metrics) - 1) / 2) for pair in zip(part.a, part.b, strict=True)]
+            places = [
+                names.index(pair) + 0.2 * (number - (len(metrics) - 1) / 2)
+                for pair in zip(part.a, part.b, strict=True)
+            ]
             around = [part.difference - part.low, part.high - part.difference]
-            axis.errorbar(part.difference, places, xerr=around, fmt=mark(number)["marker"], color=mark(number)["color"], label=metric)
+            axis.errorbar(
+                part.difference,
+                places,
+                xerr=around,
+                fmt=mark(number)["marker"],
+                color=mark(number)["color"],
+                label=metric,
+            )
         axis.axvline(0.0, color="black", linewidth=0.8)
         axis.set(yticks=range(len(names)), yticklabels=[f"{b} − {a}" for a, b in names])
         axis.set_xlabel("difference, 95 % interval over users and seeds")
@@ -149,7 +164,11 @@ def _plot_differences(path: Path, pairs: pd.DataFrame, metrics: Sequence[str]) -
 def _plot_slices(path: Path, test: pd.DataFrame, metric: str) -> None:
     """The metric by popularity of the target and by length of the history, a line per model."""
     part = test[(test.metric == metric) & (test.slice != "all")]
-    groups = [g for g in part.group.unique() if part[part.group == g].slice.nunique() > 1 and g not in ("items", "users")]
+    groups = [
+        g
+        for g in part.group.unique()
+        if part[part.group == g].slice.nunique() > 1 and g not in ("items", "users")
+    ]
     if not groups:
         return
     with picture(path, PAGE, 2.8, columns=len(groups)) as (figure, axes):

@@ -65,23 +65,32 @@ def compare_rows(rows: Sequence[Row], data: InteractionData, settings: Settings)
 
 def markdown(table: pd.DataFrame, digits: int = 4) -> str:
     """A Markdown table; floats with `digits` decimals, missing values as a dash."""
-    cells = table.astype(object).where(table.notna(), None)
-    text = cells.to_markdown(index=False, floatfmt=f".{digits}f", missingval="–")
-    return re.sub(r"-{3,}", "---", re.sub(r" {2,}", " ", text)) + "\n"
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return "–" if pd.isna(value) else f"{value:.{digits}f}"
+        return str(value)
+
+    text = table.astype(object).map(cell).to_markdown(index=False, disable_numparse=True)
+    return re.sub(r":?-{3,}:?", "---", re.sub(r" {2,}", " ", text)) + "\n"
 
 
 def headline(table: pd.DataFrame, metrics: Sequence[str]) -> str:
     """The compared metrics and times (seconds)."""
     times = {name: f"{name} [s]" for name in TIMES if name in table}
-    shown = table[["model", "kind", "seeds", *[m for m in metrics if m in table], *times]].rename(columns=times)
+    shown = table[["model", "kind", "seeds", *[m for m in metrics if m in table], *times]].rename(
+        columns=times
+    )
     for column in times.values():
-        shown[column] = [f"{v:.1f}" if pd.notna(v) else None for v in shown[column]]
+        shown[column] = [f"{v:.1f}" if pd.notna(v) else "–" for v in shown[column]]
     return markdown(shown)
 
 
 def notes(rows: Sequence[Row]) -> str:
     """What a reader must know about the teachers' rows: how many samples they cover."""
-    lines = [f"- {row.name}: {fields['note']}" for row in rows for fields in row.metrics if fields.get("note")]
+    lines = [
+        f"- {row.name}: {fields['note']}" for row in rows for fields in row.metrics if fields.get("note")
+    ]
     return "\n".join(dict.fromkeys(lines)) + "\n" if lines else ""
 
 
@@ -90,7 +99,11 @@ def write_report(folder: Path, found: Comparison, data: InteractionData) -> None
     from src.exp.plots import plot_comparison
 
     sizes = {split: len(ids) for split, ids in data.splits.items()}
-    text = [f"# {data.name} ({data.fingerprint})\n", f"{data.n_items} items; samples: {sizes}.\n", notes(found.rows)]
+    text = [
+        f"# {data.name} ({data.fingerprint})\n",
+        f"{data.n_items} items; samples: {sizes}.\n",
+        notes(found.rows),
+    ]
     if found.verdict:
         text += ["\n## Does distillation help?\n", "\n".join(f"- {line}" for line in found.verdict)]
     tables = {"results": found.long, "differences": found.pairs}

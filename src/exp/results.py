@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from src.core.artifacts import save_npy, write_json, write_text
+from src.core.artifacts import read_object, save_npy, write_json, write_text
 from src.core.candidates import CandidateSet, Choices, Written
 from src.core.data_utils import InteractionData
 from src.core.logging import get_logger
 from src.core.metrics import CONVENTIONS, EvalConfig, Ranks, ranks_in_lists, shortest_list
 from src.core.run import Run
+from src.core.runs import read_run
 from src.core.teacher_store import TeacherStore
-
-if TYPE_CHECKING:
-    from src.exp.settings import Settings
-    from src.student.architectures import Student
-    from src.student.trainer_baseline import FitResult
+from src.exp.compare import stored_ranks
+from src.exp.plots import logged, plot_training
+from src.exp.settings import Settings
+from src.student.architectures import Student
+from src.student.checkpoint import save_student
+from src.student.evaluator import choose, rank_samples
+from src.student.trainer_baseline import FitResult
 
 log = get_logger(__name__)
 
@@ -32,35 +34,76 @@ def record(
     test: Ranks,
     extra: Mapping[str, Any] | None = None,
 ) -> float | None:
-    """Write the metrics and ranks of a model; returns the validation metric that selects.
+    """Write the metrics and ranks of a model, its curves and what runs are sorted by; returns the validation metric
+    that selects.
 
     Args:
         valid, test: ranks on `data.splits["valid"]` and `["test"]`, in that order of samples.
         extra: further fields of `metrics.json`.
     """
-
+    ks, convention = eval_config.ks, eval_config.convention
     fields = {
         "dataset": data.name,
         "dataset_fingerprint": data.fingerprint,
         "seed": seed,
         "n_valid": len(valid.sample_ids),
         "n_test": len(test.sample_ids),
-        "exclude_history": eval_config.exclude_history,
+        "convention": convention,
         "list_lengths": dict(test.list_lengths),
-        "valid": valid.metrics(eval_config.ks, eval_config.convention),
-        "test": test.metrics(eval_config.ks, eval_config.convention),
-        **{f"test_{c}": test.metrics(eval_config.ks, c) for c in CONVENTIONS},
+        "valid": valid.metrics(ks, convention),
+        "test": test.metrics(ks, convention),
+        **{f"test_{c}": test.metrics(ks, c) for c in CONVENTIONS},
         **(extra or {}),
     }
     run.write_metrics(fields)
     run.write_ranks(test)
-    for name, value in fields["test"].items():
-        run.scalar(f"test/{name}", value, 0)
-    shown = [
-        f"{n} {fields['test'][n]:.4f}" for n in ("NDCG@10", "NDCG@20", "HitRatio@10") if n in fields["test"]
-    ]
-    log.info("test: %s", ", ".join(shown))
-    return fields["valid"].get(eval_config.select_metric)
+    log.info("test: %s", _shown(fields["test"]))
+    value = fields["valid"].get(eval_config.select_metric)
+    if run.main:
+        run.close()  # the curves are read from what was logged
+        plot_training(run.dir / "plots", logged(run.dir / "tensorboard"))
+        run.hparams(_hparams(run, fields), _finals(fields, eval_config.select_metric, run))
+    return value
+
+
+def _shown(test: Mapping[str, float]) -> str:
+    """The figures that the log names: those of K 10 and 20, else of the smallest K."""
+    names = [n for n in ("NDCG@10", "NDCG@20", "HitRatio@10") if n in test] or list(test)[:3]
+    return ", ".join(f"{name} {test[name]:.4f}" for name in names)
+
+
+def _hparams(run: Run, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What TensorBoard's table of runs shows of this one: identity, and the settings of student and distillation."""
+    names = ("dataset", "student", "teacher", "seed", "control")
+    out = {"stage": run.stage, **{n: fields[n] for n in names if fields.get(n) is not None}}
+    config = read_run(run.dir).config
+    groups = {"teacher": ("teacher",), "student_baseline": ("student",), "distill": ("student", "distill")}
+    for group in groups.get(run.stage, ()):
+        for key, value in config.get(group, {}).items():
+            if isinstance(value, (bool, int, float, str)):
+                out[f"{group}.{key}"] = value
+    return out
+
+
+def _finals(fields: Mapping[str, Any], selects: str, run: Run) -> dict[str, float]:
+    """Final figures: validation that selects, test, and the choices among candidates."""
+    out = {f"final/test {name}": value for name, value in fields["test"].items() if name.startswith("NDCG")}
+    if selects in fields["valid"]:
+        out[f"final/valid {selects}"] = fields["valid"][selects]
+    file = run.dir / "metrics" / "candidates.json"
+    for way, figures in read_object(file)["ways"].items() if file.is_file() else ():
+        out |= {f"final/candidates {way} {name}": f["mean"] for name, f in figures.items()}
+    return out
+
+
+def report_again(folder: Path, eval_config: EvalConfig) -> None:
+    """Log a completed run's test metrics as `eval` asks for them now; seconds, nothing is trained.
+
+    Raises:
+        UserError: as `stored_ranks`.
+    """
+    metrics = stored_ranks(read_run(folder)).metrics(eval_config.ks, eval_config.convention)
+    log.info("test, %s: %s", eval_config.convention.replace("_", " "), _shown(metrics))
 
 
 def record_choices(
@@ -80,8 +123,6 @@ def record_choices(
     fields |= {"candidates": candidates.fingerprint, "n": n, "count": count, "draws": draws, "ways": ways}
     for way, c in choices.items():
         save_npy(folder / f"candidate_hits_{way}.npy", c.hits)
-        for name, figure in ways[way].items():
-            run.scalar(f"candidates/{way}/{name}", figure["mean"], 0)
         if c.written:
             text = written_markdown(c.written)
             write_text(folder / "generated.md", text)
@@ -111,7 +152,10 @@ def store_ranks(store: TeacherStore, data: InteractionData, split: str) -> Ranks
     ids = data.splits[split]
     rows, targets = store.rows_of(split, ids), data.targets(ids)
     ranks, lengths = [ranks_in_lists(rows.rankings, rows.scores, targets)], {"history_ranked": store.top_k}
-    for convention, excluded in (("history_excluded", data.histories(ids)), ("past_excluded", data.pasts(ids))):
+    for convention, excluded in (
+        ("history_excluded", data.histories(ids)),
+        ("past_excluded", data.pasts(ids)),
+    ):
         ranks.append(ranks_in_lists(rows.rankings, rows.scores, targets, excluded))
         lengths[convention] = shortest_list(rows.rankings, excluded)
     return Ranks(ids, *ranks, lengths)
@@ -132,9 +176,6 @@ def record_student(
         candidates: test samples with few candidates each, where that is asked for.
         extra: further fields of `metrics.json`.
     """
-    from src.student.checkpoint import save_student
-    from src.student.evaluator import choose, rank_samples
-
     device = next(student.parameters()).device
     size = settings.eval.batch_size
     valid, test = (rank_samples(student, data, data.splits[s], size, device) for s in ("valid", "test"))
@@ -146,7 +187,12 @@ def record_student(
     # Beside metrics.json, which is equal for equal seeds: the history holds rates.
     if run.main:
         write_json(run.dir / "metrics" / "history.json", result.history)
-    trained = {"best_epoch": result.best_epoch, "epochs": result.epochs, **extra}
+    trained = {
+        "student": settings.student.name,
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        **extra,
+    }
     return record(run, data, settings.eval, settings.seed, valid, test, extra=trained)
 
 

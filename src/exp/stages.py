@@ -13,7 +13,7 @@ from pathlib import Path
 
 from src.core.artifacts import fingerprint, lock, write_text
 from src.core.candidates import load_candidates
-from src.core.data_utils import InteractionData, load_dataset
+from src.core.data_utils import load_dataset
 from src.core.device import describe_device
 from src.core.errors import DoneAlready
 from src.core.logging import get_logger
@@ -22,11 +22,10 @@ from src.core.run import Run
 from src.core.runs import find_runs
 from src.core.teacher_store import TeacherStore
 from src.distill.trainer_distill import train_distilled
-from src.exp import candidate_table, compare, report
-from src.exp.results import StoreRanks, record, record_choices, record_student, store_note
+from src.exp import compare, report
+from src.exp.results import record, record_choices, record_student, store_note, store_ranks
 from src.exp.select import selected_samples
 from src.exp.settings import Settings
-from src.exp.verdict import verdicts
 from src.student.trainer_baseline import train_student
 from src.teacher.config import wants_overfit
 from src.teacher.export import fill_store, refuse_other_weights
@@ -66,11 +65,9 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
         teacher_train_time_total=store.seconds("train_seconds", within="trained"),
         distill_teacher_export_time=store.seconds("export_seconds"),
     )
-    shorter = 0 if store.manifest.get("history_excluded") else data.max_history
-    lengths = (store.top_k, store.top_k - shorter)
-    valid, test = StoreRanks(store, data, "valid"), StoreRanks(store, data, "test")
-    fields = {"store": str(settings.teacher_dir), "note": store_note(store, data)}
-    return record(run, data, settings.eval, config.seed, valid, test, lengths, fields)
+    valid, test = (store_ranks(store, data, split) for split in ("valid", "test"))
+    fields = {"store": str(settings.teacher_dir), "note": store_note(store, data), **_teacher(settings)}
+    return record(run, data, settings.eval, config.seed, valid, test, fields)
 
 
 def run_student_baseline(settings: Settings, run: Run) -> float | None:
@@ -117,9 +114,18 @@ def run_distill(settings: Settings, run: Run) -> float | None:
             selection=selected_samples(settings, data, distilling=True),
         )
         run.write_times(distill_student_train_time=result.seconds)
-        fields = {"store": str(store.folder), "note": store_note(store, data)}
-        fields["control"] = settings.distill.control
+        fields = {"store": str(store.folder), "note": store_note(store, data), **_teacher(settings)}
+        read = {"rankings": settings.distill.ranks, "embeddings": settings.distill.embedding != "none"}
+        fields |= {
+            "control": settings.distill.control,
+            "knowledge": [name for name, used in read.items() if used],
+        }
         return record_student(run, data, settings, student, result, candidates, **fields)
+
+
+def _teacher(settings: Settings) -> dict[str, str]:
+    """Identity of the teacher in `metrics.json`: of its own run, and of the students that learn from it."""
+    return {"teacher": settings.teacher.name, "teacher_fingerprint": settings.teacher_fp}
 
 
 def run_eval_all(settings: Settings, run: Run) -> None:
@@ -127,20 +133,14 @@ def run_eval_all(settings: Settings, run: Run) -> None:
     compare.check_variants(settings)
     data = load_dataset(settings.dataset)
     rows = compare.find_rows(settings, data)
-    tables = {c: compare.metric_table(rows, c) for c in compare.CONVENTIONS}
-    pairs = compare.differences(rows, data, settings)
-    metrics = settings.compare.metrics
-    sliced = {m: compare.slice_table(rows, data, m, "history_ranked") for m in metrics}
-    among = _among_candidates(settings, data, rows)
-    reported = "history_excluded" if settings.eval.exclude_history else "history_ranked"
-    verdict = verdicts(rows, pairs, metrics, reported)
-    report.write_report(run.dir, rows, data, tables, pairs, sliced, among, verdict)
+    found = report.compare_rows(rows, data, settings)
+    report.write_report(run.dir, found, data)
     run.write_metrics(
         {
             "dataset": data.name,
             "dataset_fingerprint": data.fingerprint,
             "n_test": len(data.splits["test"]),
-            "models": {row.name: [str(r) for r in row.runs] for row in rows},
+            "models": {row.name: [str(r.folder) for r in row.runs] for row in rows},
             "test": {row.name: [m["test"] for m in row.metrics] for row in rows},
         }
     )
@@ -148,24 +148,11 @@ def run_eval_all(settings: Settings, run: Run) -> None:
     for row in rows:
         first = {**row.times(), **first}
     run.write_times(**first)
-    summary = f"\n{report.headline(tables[reported], metrics)}\n{report.notes(rows)}"
-    if among is not None:
-        summary += f"{among.title}:\n\n{report.markdown(among.table)}\n"
-    if verdict:
-        summary += "Does distillation help?\n" + "".join(f"- {line}\n" for line in verdict) + "\n"
-    summary += f"Everything: {run.dir}/metrics/comparison.md and {run.dir}/plots/\n"
+    summary = (
+        f"{found.summary}Everything: {run.dir}/metrics/comparison.md, report.html and {run.dir}/plots/\n"
+    )
     write_text(run.dir / "metrics" / "summary.md", summary)  # a later run with nothing to do repeats it
     sys.stdout.write(summary)
-
-
-def _among_candidates(settings: Settings, data: InteractionData, rows: list) -> report.Among | None:
-    """The comparison among few candidates, where it is asked for and the runs have it."""
-    candidates = load_candidates(settings.eval.candidates, data)
-    if candidates is None or not (lines := candidate_table.find_lines(rows, candidates)):
-        return None
-    draws = settings.compare.draws
-    found = candidate_table.candidate_differences(lines, data, candidates, settings.seed, draws)
-    return report.Among(candidates.items.shape, candidate_table.candidate_table(lines), found)
 
 
 @contextmanager

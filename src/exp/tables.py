@@ -14,7 +14,12 @@ from src.core.seed import numpy_stream
 from src.core.statistics import holm, resample_users
 from src.exp.compare import Row
 
-_POPULARITY = {"0": (0, 0), "1–4": (1, 4), "5–19": (5, 19), "20+": (20, np.inf)}  # training targets of the item
+_POPULARITY = {
+    "0": (0, 0),
+    "1–4": (1, 4),
+    "5–19": (5, 19),
+    "20+": (20, np.inf),
+}  # training targets of the item
 
 
 def long_table(
@@ -111,7 +116,9 @@ def pairs_of(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     first distilled one (the configuration's own)."""
     baselines, distilled = ([r for r in rows if r.kind == kind] for kind in ("baseline", "distilled"))
     pairs = [(baselines[0], b) for b in rows if b is not baselines[0]] if baselines else []
-    pairs += [(a, b) for a in rows if a.kind == "teacher" for b in distilled if a.teacher == b.teacher is not None]
+    pairs += [
+        (a, b) for a in rows if a.kind == "teacher" for b in distilled if a.teacher == b.teacher is not None
+    ]
     others = [*baselines[1:], *distilled[1:]]
     return pairs + [(other, own) for own in distilled[:1] for other in others]
 

@@ -107,7 +107,9 @@ def test_no_difference_and_sure_difference():
     users, rng = np.arange(40), np.random.default_rng(0)
     same = paired_difference(np.ones(40), np.ones(40), users, rng, draws=500)
     assert same == Difference(0.0, 0.0, 0.0, 1.0)
-    assert paired_difference(np.zeros(40), np.ones(40), users, rng, draws=499) == Difference(1.0, 1.0, 1.0, 0.0)
+    assert paired_difference(np.zeros(40), np.ones(40), users, rng, draws=499) == Difference(
+        1.0, 1.0, 1.0, 0.0
+    )
     one_user = paired_difference(np.zeros(4), np.ones(4), np.zeros(4), rng, draws=100)
     assert one_user == Difference(1.0, -np.inf, np.inf, 1.0), "one user cannot tell"
 

@@ -14,9 +14,10 @@ from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.run import Run
 from src.exp import compare, report
-from src.exp.candidate_table import candidate_differences, candidate_table, find_lines
+from src.exp.candidate_table import candidate_differences, candidate_report, candidate_table, find_lines
 from src.exp.results import record_choices
-from tests.exp.test_compare import write_run
+from src.exp.tables import differences, long_table
+from tests.exp.test_compare import METRICS, seal, write_run
 
 
 @pytest.fixture
@@ -33,13 +34,19 @@ def chosen(*right: int, valid: int = 8, written: tuple[Written, ...] = ()) -> Ch
     return Choices(hits, np.stack([rows < valid] * len(right)), written)
 
 
+def choose(folder: Path, stage: str, seed: int, data, candidates: CandidateSet, choices: dict) -> None:
+    """Add these choices to a run."""
+    record_choices(Run(folder, stage, ""), data, candidates, choices)
+    seal(folder, stage, f"{stage}{seed}2")
+
+
 @pytest.fixture
 def rows(demo_data: InteractionData, candidates: CandidateSet, tmp_path: Path) -> list[compare.Row]:
     def row(name: str, stage: str, *choices: dict[str, Choices]) -> compare.Row:
         folders = []
         for seed, own in enumerate(choices):
-            folder = write_run(tmp_path / f"{stage}{seed}", stage, demo_data, rank=2, seed=seed)
-            record_choices(Run(folder, stage, ""), demo_data, candidates, own)
+            folder = write_run(tmp_path / f"{stage}{seed}", stage, demo_data, 2, seed, teacher="llm")
+            choose(folder, stage, seed, demo_data, candidates, own)
             folders.append(folder)
         return compare.load_row(name, folders, demo_data)
 
@@ -70,7 +77,7 @@ def test_table_by_hand(rows, candidates):
     generated = table.loc["teacher llm", "generation"]
     assert generated["HitRatio@1"] == pytest.approx(3 / 8) and generated["ValidRatio"] == pytest.approx(6 / 8)
     assert generated["HitRatio@1 valid"] == pytest.approx((4 / 6 + 2 / 6) / 2)
-    assert generated["kind"] == "teacher" and np.isnan(generated["sd over seeds"])
+    assert generated["kind"] == "teacher" and np.isnan(generated["sd over seeds"]), "one run"
     assert ("teacher llm", "frozen_sasrec") in table.index
 
 
@@ -87,18 +94,18 @@ def test_differences_by_hand(rows, candidates, demo_data):
 
 
 def test_report_and_files(rows, candidates, demo_data, tmp_path):
-    metrics = rows[1].runs[0] / "metrics"
+    metrics = rows[1].runs[0].folder / "metrics"
     assert np.load(metrics / "candidate_hits_generation.npy").tolist() == chosen(4, 2).hits.tolist()
     np.testing.assert_array_equal(np.load(metrics / "candidate_sample_ids.npy"), candidates.sample_ids)
     text = (metrics / "generated.md").read_text()
     assert "## sample 5: invalid" in text and "- written: `The <b>Thing`" in text
     assert "## sample 6: right" in text and "- target: Alien" in text
-    lines = find_lines(rows, candidates)
-    pairs = candidate_differences(lines, demo_data, candidates, 1, 200)
-    among = report.Among(candidates.items.shape, candidate_table(lines), pairs)
+    among = candidate_report(rows, demo_data, candidates, 1, 200)
+    long = long_table(rows, demo_data, (1, 10), METRICS)
+    pairs = differences(rows, demo_data, METRICS, 1, 200)
     folder = Run.start(tmp_path / "e", "eval_all", "").dir
-    tables = {c: compare.metric_table(rows, c) for c in compare.CONVENTIONS}
-    report.write_report(folder, rows, demo_data, tables, pairs.iloc[:0], {}, among)
+    found = report.Comparison(rows, "history_ranked", METRICS, long, pairs, among, ())
+    report.write_report(folder, found, demo_data)
     text = (folder / "metrics" / "comparison.md").read_text()
     assert "## Test, 10 candidates (8 samples x 2 draws)" in text
     assert "| teacher llm | teacher | generation | 1 | 0.3750 | 0.7500 | 0.5000 |" in text
@@ -110,12 +117,16 @@ def test_report_and_files(rows, candidates, demo_data, tmp_path):
 def test_runs_that_were_asked_about_other_candidates_are_left_out(rows, candidates, demo_data):
     other = load_candidates(CandidateConfig(10, 2, 8, 1), demo_data)
     assert find_lines(rows, other) == []
-    (rows[2].runs[1] / "metrics" / "candidates.json").unlink()
-    assert {line.model for line in find_lines(rows, candidates)} == {"base", "teacher llm"}
+    student = rows[2].runs[1]
+    (student.folder / "metrics" / "candidates.json").unlink()
+    seal(student.folder, student.stage, student.fingerprint)
+    again = compare.load_row("base <- llm", [run.folder for run in rows[2].runs], demo_data)
+    found = find_lines([*rows[:2], again], candidates)
+    assert {line.row.name for line in found} == {"base", "teacher llm"}
 
 
 def test_hits_of_another_shape_are_refused(rows, candidates):
-    file = rows[0].runs[0] / "metrics" / "candidate_hits_scores.npy"
+    file = rows[0].runs[0].folder / "metrics" / "candidate_hits_scores.npy"
     np.save(file, np.load(file)[:, :-1])
     with pytest.raises(UserError, match=r"bool \(2, 7\); expected bool \(2, 8\), draws x samples"):
         find_lines(rows, candidates)
@@ -124,14 +135,14 @@ def test_hits_of_another_shape_are_refused(rows, candidates):
 def test_one_draw_has_no_sd(rows, candidates, demo_data, tmp_path):
     one = replace(candidates, items=candidates.items[:1])
     folder = write_run(tmp_path / "one", "teacher", demo_data, rank=2)
-    record_choices(Run(folder, "teacher", ""), demo_data, one, {"scores": chosen(3)})
+    choose(folder, "teacher", 0, demo_data, one, {"scores": chosen(3)})
     table = candidate_table(find_lines([compare.load_row("t", [folder], demo_data)], one))
     assert table["HitRatio@1"].item() == 3 / 8 and np.isnan(table["sd over draws"].item())
 
 
 @pytest.mark.parametrize("ways", [None, [], {"telepathy": {}}, {"scores": {"HitRatio@1": {"mean": "high"}}}])
 def test_figures_that_cannot_be_read_are_refused(rows, candidates, ways):
-    file = rows[0].runs[0] / "metrics" / "candidates.json"
+    file = rows[0].runs[0].folder / "metrics" / "candidates.json"
     write_json(file, {**read_json(file), "ways": ways})
     with pytest.raises(UserError, match=r"candidates\.json: figures that cannot be read"):
         find_lines(rows, candidates)

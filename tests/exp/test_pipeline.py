@@ -56,11 +56,23 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
     assert "sasrec <- ilora" in report and "Paired differences" in report
     assert "sasrec <- ilora" in compared.out
     assert _json(distilled.folder / "metrics" / "metrics.json")["control"] == "none"
-    assert "## Does distillation help?" in report and "1 of 3 seeds (compare.seeds)" in compared.out
+    assert "## Does distillation help?" in report and "no gain can be shown: 1 of 3 seeds" in compared.out
     assert "20 candidates" in report and "| frozen SASRec of ilora | teacher ilora, item_scores |" in report
     assert "| sasrec <- ilora | distilled | scores |" in report
     assert "| teacher ilora | teacher | likelihood |" in compared.out
-    assert (compared.folder / "plots" / "differences.png").stat().st_size > 1000
+    for run, plots in ((compared, ("comparison", "by_k", "slices")), (teacher, ("learning_curves",))):
+        assert all((run.folder / "plots" / f"{plot}.png").stat().st_size > 1000 for plot in plots)
+    assert (
+        "test, history excluded: NDCG@10"
+        in stage(
+            "run_student_baseline",
+            *TINY,
+            *TINY_TEACHER,
+            "skip_if_done=true",
+            "eval.ks=[2,10]",
+            "eval.exclude_history=true",
+        ).err
+    ), "what is only reported trains nothing"
 
     # a second time: nothing is done twice, and nothing is left lying about
     before = sorted(p.name for p in result_root().glob("*"))

@@ -373,13 +373,15 @@ def _official() -> Iterator[Case]:
 
 
 def _runs() -> Iterator[Case]:
-    def case(name: str, damage: Damage, *says: str) -> Case:
+    def case(name: str, damage: Damage, *says: str, sealed: bool = True) -> Case:
         def run(box: Box) -> None:
             from src.exp.compare import load_row
-            from tests.exp.test_compare import write_run
+            from tests.exp.test_compare import seal, write_run
 
             folder = write_run(box.folder / "run", "student_baseline", box.good.data, rank=3)
             damage(folder)
+            if sealed:  # what another program may have written, hashes and all
+                seal(folder, "student_baseline", "student_baseline03")
             load_row("mine", [folder], box.good.data).times()
 
         return Case(f"run: {name}", run, says)
@@ -392,20 +394,34 @@ def _runs() -> Iterator[Case]:
     yield case(
         "running", _edit(status, lambda s: s.update(state="running")), "'running'", "compare.runs.mine"
     )
-    yield case("no metrics", _gone(metrics), "metrics.json is missing")
+    yield case("no metrics", _gone(metrics), "has no metrics/metrics.json")
+    changed = "does not have the hash of its manifest"
+    flip = _array("metrics/test_ranks.npy", lambda a: a[::-1] + 1)
+    yield case("changed ranks", flip, "test_ranks.npy", changed, sealed=False)
+    yield case("changed metrics", _edit(metrics, lambda m: m.update(seed=5)), changed, sealed=False)
+    yield case("no manifest", _gone("metrics/manifest.json"), "manifest.json", sealed=False)
+    for value in (float("nan"), "0.1", None, 2.0):
+        damage = _edit(metrics, lambda m, value=value: m["valid"].update({"NDCG@10": value}))
+        yield case(f"a validation metric of {value!r}", damage, "valid NDCG@10", "a number from 0 to 1")
+    yield case("no validation", _edit(metrics, lambda m: m.pop("valid") and None), "no metrics of valid")
     yield case("metrics that are a number", _text(metrics, "3"), "metrics.json holds a int")
-    yield case("of another stage", _edit(metrics, lambda m: m.update(stage="eval_all")), "a run of eval_all")
+    yield case(
+        "of another stage",
+        _edit(status, lambda s: s.update(stage="eval_all")),
+        "a run of eval_all",
+        sealed=False,
+    )
     yield case(
         "of another dataset",
         _edit(metrics, lambda m: m.update(dataset_fingerprint="0")),
         "is of dataset demo/0",
     )
     yield case(
-        "no test metrics",
-        _edit(metrics, lambda m: m.pop("test_history_ranked") and None),
-        "no test_history_ranked",
+        "no lengths of lists",
+        _edit(metrics, lambda m: m.pop("list_lengths") and None),
+        "has no list_lengths",
     )
-    yield case("no ranks", _gone("metrics/test_ranks.npy"), "test_ranks.npy cannot be read")
+    yield case("no ranks", _gone("metrics/test_ranks.npy"), "has no metrics/test_ranks.npy")
     yield case("other samples", _array("metrics/test_sample_ids.npy", lambda a: a + 1), "other samples")
     yield case(
         "a rank less", _array("metrics/test_ranks.npy", lambda a: a[:-1]), "test_ranks.npy", "ranks from 1 on"
