@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def logged(folder: Path) -> Series:
     """What a run wrote to TensorBoard, by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of every file that it comes to
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     return {

@@ -60,7 +60,7 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
     assert "20 candidates" in report and "| frozen SASRec of ilora | teacher ilora, item_scores |" in report
     assert "| sasrec <- ilora | distilled | scores |" in report
     assert "| teacher ilora | teacher | likelihood |" in compared.out
-    for run, plots in ((compared, ("comparison", "by_k", "slices")), (teacher, ("learning_curves",))):
+    for run, plots in ((compared, ("comparison", "by_k", "slices")), (baseline, ("learning_curves",))):
         assert all((run.folder / "plots" / f"{plot}.png").stat().st_size > 1000 for plot in plots)
     assert (
         "test, history excluded: NDCG@10"
