@@ -1,0 +1,111 @@
+"""What a trained student recommends: `python -m src.exp.recommend run=result/... user=196`
+
+    run=FOLDER          a run of run_student_baseline or run_distill
+    user=ID             after all that this user of the dataset had, or
+    history=[A,B,...]   after these items, oldest first: raw ids or titles ("history=[50,Star Wars (1977)]")
+    k=10                length of the list
+    exclude_history=true
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.core.data_utils import InteractionData, open_dataset
+from src.core.errors import UserError
+from src.core.paths import processed_dir
+from src.core.runs import read_run
+
+_KEYS = {"run": str, "user": (str, int), "history": (list, str, int), "k": int, "exclude_history": bool}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help"} & set(arguments):
+        sys.stdout.write(str(__doc__))
+        return 0
+    try:
+        sys.stdout.write(answer(parse(arguments)))
+    except UserError as e:
+        sys.stderr.write(f"error: {e}\n")
+        return 2
+    return 0
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """`key=value` arguments, checked; raises UserError."""
+    values: dict[str, Any] = {"k": 10, "exclude_history": True}
+    for argument in arguments:
+        key, sign, text = argument.partition("=")
+        if not sign or key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"{argument!r}", f"one of {', '.join(_KEYS)} as key=value{hint}", "that argument")
+        try:
+            values[key] = text if key == "run" else yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[key] = text
+        if not isinstance(values[key], _KEYS[key]) or (key == "k" and isinstance(values[key], bool)):
+            raise UserError(f"{argument!r}", "a value as in --help", key)
+    if "run" not in values or ("user" in values) == ("history" in values):
+        raise UserError(" ".join(arguments), "run=FOLDER and either user=ID or history=[...]", "the arguments")
+    return values
+
+
+def answer(asked: dict[str, Any]) -> str:
+    """The history and the list, with titles.
+
+    Raises:
+        UserError: not a student's run, an unknown user or item, or a list longer than the catalogue.
+    """
+    run = read_run(Path(asked["run"]))
+    if run.stage not in ("student_baseline", "distill"):
+        raise UserError(f"{run.folder} is a run of {run.stage}", "student_baseline or distill", "run")
+    data = open_dataset(processed_dir(run.metrics["dataset"], run.metrics["dataset_fingerprint"]))
+    history = _of_user(str(asked["user"]), data) if "user" in asked else _items(asked["history"], data)
+    from src.student.serving import load_student
+
+    student = load_student(run.folder / "models" / "student")
+    raw = [data.raw_items[i] for i in history]
+    found = student.recommend(raw, asked["k"], asked["exclude_history"])
+    seen = history[-data.max_history :]
+    lines = [f"history ({len(history)} items, the newest {len(seen)} are read):"]
+    lines += [f"      {data.titles[i]} [{data.raw_items[i]}]" for i in seen]
+    lines += [f"{run.stage} of {run.folder.name} recommends:"]
+    lines += [f"{n:4}. {r.title} [{r.raw_id}]  {r.score:.3f}" for n, r in enumerate(found, 1)]
+    printable = ("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return "\n".join(printable) + "\n"
+
+
+def _of_user(user: str, data: InteractionData) -> list[int]:
+    from src.exp.examples import raw_users
+
+    users = raw_users(data)
+    if user not in users:
+        raise UserError(f"user {user!r}", f"one of {len(users)} users of {data.name}, e.g. {users[0]}", "user")
+    number = users.index(user)
+    return [int(i) for i in data.items[data.offsets[number] : data.offsets[number + 1]]]
+
+
+def _items(history: Any, data: InteractionData) -> list[int]:
+    by_id = {raw: i for i, raw in enumerate(data.raw_items) if i}
+    by_title = {title.casefold(): i for i, title in reversed(list(enumerate(data.titles))) if i}
+    out = []
+    for entry in history if isinstance(history, list) else [history]:
+        text = str(entry).strip()
+        item = by_id.get(text) or by_title.get(text.casefold())
+        if item is None:
+            near = difflib.get_close_matches(text.casefold(), by_title, 3, 0.4)
+            hint = f" (near: {'; '.join(data.titles[by_title[t]] for t in near)})" if near else ""
+            raise UserError(f"unknown item {text!r}", f"a raw id or a title of {data.name}{hint}", "history")
+        out.append(item)
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())
