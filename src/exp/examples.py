@@ -59,7 +59,12 @@ def raw_users(data: InteractionData) -> list[str]:
 
 
 def examples(
-    rows: Sequence[Row], data: InteractionData, convention: str, chosen: Sequence[str], seed: int, drawn: int = 18
+    rows: Sequence[Row],
+    data: InteractionData,
+    convention: str,
+    chosen: Sequence[str],
+    seed: int,
+    drawn: int = 18,
 ) -> list[Example]:
     """Users that were asked for, those whom distillation helped and harmed most, and others drawn by seed.
 
@@ -75,7 +80,9 @@ def examples(
     shown = [next((r for r in rows if r.kind == kind), None) for kind in ("baseline", "teacher", "distilled")]
     of_user = {users[owner]: place for place, owner in enumerate(owners)}  # the last sample of each
     if unknown := [u for u in chosen if str(u) not in of_user]:
-        raise UserError(f"user {unknown[0]!r}", f"a user with a test sample, e.g. {next(iter(of_user))}", "compare.users")
+        raise UserError(
+            f"user {unknown[0]!r}", f"a user with a test sample, e.g. {next(iter(of_user))}", "compare.users"
+        )
     picked = {of_user[str(u)]: "chosen" for u in chosen}
     places = np.array(sorted(of_user.values()))
     baseline, _, distilled = shown
@@ -127,6 +134,8 @@ def _lists(row: Row, data: InteractionData, sample_ids: np.ndarray) -> list[list
 
         with torch.inference_mode():
             student = load_student(folder).student
-            best = student(torch.from_numpy(data.histories(sample_ids)).long()).topk(min(_LISTED, data.n_items))
+            best = student(torch.from_numpy(data.histories(sample_ids)).long()).topk(
+                min(_LISTED, data.n_items)
+            )
         items, scores = best.indices.numpy() + 1, best.values.numpy()
     return [list(zip(map(int, i), map(float, s), strict=True)) for i, s in zip(items, scores, strict=True)]

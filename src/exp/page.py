@@ -89,19 +89,28 @@ def _texts(table: pd.DataFrame, digits: int = 4) -> list[list[str]]:
     def cell(value: object) -> str:
         return ("–" if pd.isna(value) else f"{value:.{digits}f}") if isinstance(value, float) else str(value)
 
-    return [list(map(str, table.columns)), *([cell(v) for v in line] for line in table.itertuples(index=False))]
+    return [
+        list(map(str, table.columns)),
+        *([cell(v) for v in line] for line in table.itertuples(index=False)),
+    ]
 
 
 def _differing(rows: Sequence[Row]) -> pd.DataFrame:
     """Settings that are not equal in all rows, a column per model; what only other stages read is left out."""
-    groups = {"baseline": ("student",), "teacher": ("teacher",), "distilled": ("student", "teacher", "distill", "active")}
+    groups = {
+        "baseline": ("student",),
+        "teacher": ("teacher",),
+        "distilled": ("student", "teacher", "distill", "active"),
+    }
     flat = {}
     for row in rows:
         config = row.runs[0].config
         flat[row.name] = dict(p for g in groups[row.kind] for p in _leaves(config.get(g), g))
     keys = sorted({k for values in flat.values() for k in values})
     lines = [{"setting": k, **{name: str(values.get(k, "")) for name, values in flat.items()}} for k in keys]
-    return pd.DataFrame([line for line in lines if len({v for n, v in line.items() if n != "setting" and v}) > 1])
+    return pd.DataFrame(
+        [line for line in lines if len({v for n, v in line.items() if n != "setting" and v}) > 1]
+    )
 
 
 def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:

@@ -1,10 +1,10 @@
 """What a trained student recommends: `python -m src.exp.recommend run=result/... user=196`
 
-    run=FOLDER          a run of run_student_baseline or run_distill
-    user=ID             after all that this user of the dataset had, or
-    history=[A,B,...]   after these items, oldest first: raw ids or titles ("history=[50,Star Wars (1977)]")
-    k=10                length of the list
-    exclude_history=true
+run=FOLDER          a run of run_student_baseline or run_distill
+user=ID             after all that this user of the dataset had, or
+history=[A,B,...]   after these items, oldest first: raw ids or titles ("history=[50,Star Wars (1977)]")
+k=10                length of the list
+exclude_history=true  leave out the items of the history
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from src.core.errors import UserError
 from src.core.paths import processed_dir
 from src.core.runs import read_run
 
-_KEYS = {"run": str, "user": (str, int), "history": (list, str, int), "k": int, "exclude_history": bool}
+_KEYS = ("run", "user", "history", "k", "exclude_history")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,21 +39,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str]) -> dict[str, Any]:
     """`key=value` arguments, checked; raises UserError."""
-    values: dict[str, Any] = {"k": 10, "exclude_history": True}
+    values: dict[str, Any] = {"k": "10", "exclude_history": "false"}
     for argument in arguments:
         key, sign, text = argument.partition("=")
         if not sign or key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"{argument!r}", f"one of {', '.join(_KEYS)} as key=value{hint}", "that argument")
-        try:
-            values[key] = text if key == "run" else yaml.safe_load(text)
+        values[key] = text
+    if not values["k"].isdecimal():
+        raise UserError(f"k={values['k']}", "a number of items", "k")
+    if values["exclude_history"] not in ("true", "false"):
+        raise UserError(f"exclude_history={values['exclude_history']}", "true or false", "exclude_history")
+    values |= {"k": int(values["k"]), "exclude_history": values["exclude_history"] == "true"}
+    if "history" in values:
+        try:  # every entry is text: an id keeps its leading zeros
+            entries = yaml.load(values["history"], yaml.BaseLoader)
         except yaml.YAMLError:
-            values[key] = text
-        if not isinstance(values[key], _KEYS[key]) or (key == "k" and isinstance(values[key], bool)):
-            raise UserError(f"{argument!r}", "a value as in --help", key)
+            raise UserError(
+                f"history={values['history']}", "[A,B], titles with a comma in quotes", "history"
+            ) from None
+        values["history"] = entries if isinstance(entries, list) else [values["history"]]
     if "run" not in values or ("user" in values) == ("history" in values):
-        raise UserError(" ".join(arguments), "run=FOLDER and either user=ID or history=[...]", "the arguments")
+        raise UserError(
+            " ".join(arguments), "run=FOLDER and either user=ID or history=[...]", "the arguments"
+        )
     return values
 
 
@@ -67,7 +77,7 @@ def answer(asked: dict[str, Any]) -> str:
     if run.stage not in ("student_baseline", "distill"):
         raise UserError(f"{run.folder} is a run of {run.stage}", "student_baseline or distill", "run")
     data = open_dataset(processed_dir(run.metrics["dataset"], run.metrics["dataset_fingerprint"]))
-    history = _of_user(str(asked["user"]), data) if "user" in asked else _items(asked["history"], data)
+    history = _of_user(asked["user"], data) if "user" in asked else _items(asked["history"], data)
     from src.student.serving import load_student
 
     student = load_student(run.folder / "models" / "student")
@@ -87,16 +97,18 @@ def _of_user(user: str, data: InteractionData) -> list[int]:
 
     users = raw_users(data)
     if user not in users:
-        raise UserError(f"user {user!r}", f"one of {len(users)} users of {data.name}, e.g. {users[0]}", "user")
+        raise UserError(
+            f"user {user!r}", f"one of {len(users)} users of {data.name}, e.g. {users[0]}", "user"
+        )
     number = users.index(user)
     return [int(i) for i in data.items[data.offsets[number] : data.offsets[number + 1]]]
 
 
-def _items(history: Any, data: InteractionData) -> list[int]:
+def _items(history: list[Any], data: InteractionData) -> list[int]:
     by_id = {raw: i for i, raw in enumerate(data.raw_items) if i}
     by_title = {title.casefold(): i for i, title in reversed(list(enumerate(data.titles))) if i}
     out = []
-    for entry in history if isinstance(history, list) else [history]:
+    for entry in history:
         text = str(entry).strip()
         item = by_id.get(text) or by_title.get(text.casefold())
         if item is None:

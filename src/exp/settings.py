@@ -34,9 +34,15 @@ class CompareConfig:
     seeds: tuple[int, ...] | None = setting("seeds to average over; null: only `seed`", ge=0)
     metrics: tuple[str, ...] = setting("metrics compared pairwise")
     draws: int = setting("bootstrap draws over users", ge=100)
+    users: tuple[str, ...] = setting("raw ids of users whose lists report.html shows, beside drawn ones")
 
     def problems(self) -> list[str]:
-        return [
+        twice = sorted({s for s in self.seeds or () if self.seeds.count(s) > 1})
+        out = [
+            f"seeds: found {s} more than once, expected different seeds (a run of its own each)"
+            for s in twice
+        ]
+        return out + [
             f"variants.{name}: found {overrides!r}, expected a list of overrides"
             for name, overrides in self.variants.items()
             if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides)

@@ -22,7 +22,7 @@ from src.core.run import Run
 from src.core.runs import find_runs
 from src.core.teacher_store import TeacherStore
 from src.distill.trainer_distill import train_distilled
-from src.exp import compare, report
+from src.exp import compare, page, report
 from src.exp.results import record, record_choices, record_student, store_note, store_ranks
 from src.exp.select import selected_samples
 from src.exp.settings import Settings
@@ -135,6 +135,7 @@ def run_eval_all(settings: Settings, run: Run) -> None:
     rows = compare.find_rows(settings, data)
     found = report.compare_rows(rows, data, settings)
     report.write_report(run.dir, found, data)
+    page.write_page(run.dir, found, data, settings)
     run.write_metrics(
         {
             "dataset": data.name,
