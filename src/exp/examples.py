@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from src.core.artifacts import is_complete
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.metrics import MISSED
-from src.core.paths import processed_dir
+from src.core.paths import processed_dir, teacher_output_dir
 from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherStore
 from src.exp.compare import Row
@@ -119,7 +119,10 @@ def _lists(row: Row, data: InteractionData, sample_ids: np.ndarray) -> list[list
     """The best items and scores of the row's first run; empty where its store or student is not there any more."""
     run = row.runs[0]
     if row.kind == "teacher":
-        if not (folder := Path(row.metrics[0].get("store", ""))).joinpath("manifest.json").is_file():
+        folder = teacher_output_dir(
+            data.name, row.metrics[0]["teacher"], row.metrics[0]["teacher_fingerprint"]
+        )
+        if not is_complete(folder):
             return []
         order = np.argsort(sample_ids)
         stored = TeacherStore(folder, data.fingerprint).rows_of("test", sample_ids[order])

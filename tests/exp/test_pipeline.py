@@ -69,7 +69,7 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
             *TINY,
             *TINY_TEACHER,
             "skip_if_done=true",
-            "eval.ks=[2,10]",
+            "eval.ks=[2,10,20]",
             "eval.exclude_history=true",
         ).err
     ), "what is only reported trains nothing"
