@@ -14,6 +14,16 @@ _DISK = {
 _VERBS = ("delete", "export", "nothing", "run", "train", "unset")
 
 
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]"
+)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as escapes: what a raw id, a title or a file name holds moves no terminal."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 class UserError(Exception):
     """Input that cannot be used; printed as one line, without a traceback.
 
@@ -30,7 +40,7 @@ class UserError(Exception):
         if fix:
             parts.append(fix if fix.split()[0] in _VERBS else f"change {fix}")
         # One line whatever the parts carry: messages of libraries often have line breaks.
-        super().__init__(" ".join("; ".join(parts).split()))
+        super().__init__(printable(" ".join("; ".join(parts).split())))
 
 
 class ConfigError(UserError):

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from src.core.errors import printable
+
 T = TypeVar("T")
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")
@@ -28,10 +30,10 @@ def redact(text: str) -> str:
 
 
 class _NoSecrets(logging.Filter):
-    """Replaces hub tokens, which libraries put into their messages."""
+    """Replaces hub tokens, which libraries put into their messages, and control characters, which titles hold."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), ()
+        record.msg, record.args = printable(redact(record.getMessage())), ()
         return True
 
 
@@ -46,7 +48,7 @@ class _Redacted(logging.Formatter):
     """File format: tracebacks pass no filter of the message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return printable(redact(super().format(record)))
 
 
 class _OneLine(logging.Formatter):

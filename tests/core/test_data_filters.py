@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.core.candidates import normal_title
 from src.core.datasets.filters import Filters, canonical_order
 from src.core.datasets.raw_log import RawLog, encode
 from src.core.errors import UserError
@@ -144,6 +145,21 @@ def test_duplicate_titles(base):
     left, report, _ = run(replace(base, duplicate_titles="merge"), ROWS, titles)
     assert left == [(1, 10, 5), (1, 11, 6), (1, 10, 7), (2, 10, 1), (2, 10, 2), (2, 10, 3)]
     assert report == [{"filter": "duplicate_titles (merge)", "merged_items": 1}]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("Caf\u00e9", "Cafe\u0301"),
+        ("Ｔｈｅ Ｗｉｒｅ", "The Wire"),
+        ("カﾞンダム", "ガンダム"),
+        ("a\u00a0 b", "a b"),
+    ],
+)
+def test_forms_of_one_title_are_duplicates(base, one, two):
+    left, report, _ = run(replace(base, duplicate_titles="merge"), ROWS, {"10": one, "11": "x", "12": two})
+    assert {item for _, item, _ in left} == {10, 11} and report[0]["merged_items"] == 1
+    assert normal_title(one) == normal_title(two)
 
 
 def test_times_before_1970(base):

@@ -103,7 +103,7 @@ class Filters:
             _compare_ids(
                 [ids[i] for i in np.flatnonzero(missing)], {ids[i] for i in np.flatnonzero(used)}, raw
             )
-            table = self._untitled(table, missing, ids)
+            table = self._untitled(table, missing, ids, raw)
             if self.config.missing_titles == "id":
                 titles[missing] = np.array(ids, dtype=object)[missing]
         if self.config.duplicate_titles != "keep":
@@ -119,8 +119,9 @@ class Filters:
                 table = self._keep(table, ~twin[table.items], "duplicate_titles")
         return table, list(titles)
 
-    def _untitled(self, table: Log, missing: np.ndarray, ids: list[str]) -> Log:
-        found = f"{missing.sum()} items have no title, the first is {ids[int(missing.argmax())]}"
+    def _untitled(self, table: Log, missing: np.ndarray, ids: list[str], raw: RawLog) -> Log:
+        first = ids[int(missing.argmax())]
+        found = f"{raw.path.name}: {missing.sum()} items have no title, the first is {first}"
         if self.config.missing_titles == "error":
             raise UserError(found, "a title per item", "the items file, or dataset.missing_titles=drop")
         if self.config.missing_titles == "id":

@@ -30,7 +30,7 @@ def records(path: Path, parse: Callable[[str], Any], what: str) -> Iterator[tupl
     """
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as f:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as f:
             for number, raw in enumerate(f, start=1):
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if not line:

@@ -14,6 +14,9 @@ from src.core.errors import UserError
 from src.core.logging import get_logger
 
 log = get_logger(__name__)
+# What programs write for a value that is missing: as an id it would be one giant user.
+NO_TEXT = {"nan", "NaN", "NaT", "<NA>", "\\N"}
+_MISSING = NO_TEXT | {"None", "null", "NULL", "N/A"}
 _DENSE = 8  # a lookup table of the ids' range costs less than sorting them, up to this many times the log
 
 
@@ -96,15 +99,17 @@ def encode(
     at: Callable[[int], str] = "row {}".format,
     what: str = "the id",
     key: str = "the file",
+    strict: bool = False,
 ) -> Ids:
     """Number raw ids in ascending order, in time linear in the log; blanks around a text id do not count.
 
     Args:
         column: integers, or a dictionary of texts.
         at, what, key: place of a row, name of the column and the setting to change, for messages.
+        strict: what stands for a missing value (nan, null) is no id.
 
     Raises:
-        UserError: a blank id; one number in two notations (12 and 12.0).
+        UserError: a blank or missing id; one number in two notations (12 and 12.0).
     """
     if isinstance(column, pa.ChunkedArray):
         if not pa.types.is_dictionary(column.type):
@@ -113,9 +118,12 @@ def encode(
         one = one.chunk(0) if isinstance(one, pa.ChunkedArray) else one
         texts = [text.strip() for text in one.dictionary.to_pylist()]
         codes, values = _merged(one.indices.to_numpy(), texts)
-        if "" in texts:
-            row = int(np.isin(one.indices.to_numpy(), [i for i, t in enumerate(texts) if not t]).argmax())
-            raise UserError(f"{at(row)}: {what} is blank", "an id in every row", key)
+        refused = _MISSING | {""} if strict else {""}
+        if bad := [i for i, text in enumerate(texts) if text in refused]:
+            row = int(np.isin(one.indices.to_numpy(), bad).argmax())
+            text = texts[one.indices[row].as_py()]
+            found = f"is {text!r}, a missing value" if text else "is blank"
+            raise UserError(f"{at(row)}: {what} {found}", "an id in every row", key)
         _one_notation(values, at, codes, what, key)
         values = _numeric(values)
     elif (

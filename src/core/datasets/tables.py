@@ -7,6 +7,7 @@ name the line.
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import re
@@ -43,7 +44,7 @@ _ARROW_TYPES[Id] = pa.dictionary(pa.int32(), pa.string())
 _KINDS = {int: "an integer", float: "a finite number", str: "text", Id: "ids", Time: "a number or ISO 8601"}
 _UNIT_SEPARATOR = "\x1f"
 _LONGEST_FIELD = 2**31 - 1
-_PACKED = (".gz", ".bz2", ".zst")
+_PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _TEXT_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 READABLE = (*_TEXT_SEPARATORS, *_JSON_LINES, ".parquet")
@@ -62,7 +63,7 @@ class Form:
         quoted: fields may stand in double quotes and hold separators and line breaks.
         encoding: of the bytes.
         width: columns of every line, where no header names them and more than the wanted ones are there.
-        keys: column -> the setting that names it, for messages; "quoting" and "encoding" -> theirs.
+        keys: column -> the setting that names it, for messages; "separator", "quoting", "encoding" -> theirs.
     """
 
     sep: str = ","
@@ -82,7 +83,9 @@ def require_files(folder: Path, names: Sequence[str], fix: str = "dataset.raw_di
     paths = [folder / name for name in names]
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is missing", f"the files {', '.join(names)} in {folder}", fix)
+            near = sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem)}*")) if path.stem else []
+            there = f" ({', '.join(near[:3])} is there)" if near else ""
+            raise UserError(f"{path} is missing{there}", f"the files {', '.join(names)} in {folder}", fix)
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty", "a table with rows", f"{path} (fetch it again)")
     return paths
@@ -151,7 +154,7 @@ def _text(path: Path, form: Form) -> pa.Buffer:
     """The bytes of a file as UTF-8 with one-character separators; a plain file is mapped, not copied."""
     try:
         if path.suffix.lower() in _PACKED:
-            with pa.input_stream(str(path)) as stream:
+            with pa.input_stream(str(path), compression=_PACKED.get(path.suffix.lower())) as stream:
                 data = pa.py_buffer(stream.read())
         else:
             data = pa.memory_map(str(path)).read_buffer()
@@ -167,21 +170,24 @@ def _text(path: Path, form: Form) -> pa.Buffer:
 
 
 def _transcode(path: Path, raw: bytes, form: Form) -> pa.Buffer:
+    """Bytes of another encoding are hardly ever valid UTF-8; most encodings accept any bytes."""
+    fix = form.keys.get("encoding", str(path))
+    narrow = len("a".encode(form.encoding)) == 1
+    if not (raw.isascii() if narrow else b"\0" in raw) and _is_utf8(raw):
+        line = raw[: next((i for i, b in enumerate(raw) if b > 127), 0)].count(b"\n") + 1
+        raise UserError(f"{path} line {line}: the text is UTF-8", f"text in {form.encoding}, as set", fix)
     try:
-        text = raw.decode(form.encoding)
+        return pa.py_buffer(raw.decode(form.encoding).encode("utf-8", "surrogatepass"))
     except UnicodeError as e:
         raise _wrong_byte(path, raw, e, form) from None
-    if form.encoding != "utf8" and not raw.isascii():
-        # Bytes of another encoding are hardly ever valid UTF-8; most encodings accept any bytes.
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError:
-            pass
-        else:
-            line = raw[: next(i for i, b in enumerate(raw) if b > 127)].count(b"\n") + 1
-            fix = form.keys.get("encoding", str(path))
-            raise UserError(f"{path} line {line}: the text is UTF-8", f"{form.encoding}, as set", fix)
-    return pa.py_buffer(text.encode("utf-8", "surrogatepass"))
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _wrong_byte(path: Path, raw: bytes, e: UnicodeError, form: Form) -> UserError:
@@ -226,9 +232,13 @@ def _match(
         same = [f for f in found if f == name]
         same = same or [f for f in found if f.strip().casefold() == name.strip().casefold()]
         if len(same) != 1:
-            shown = ", ".join(found[:20]) + (" ..." if len(found) > 20 else "")
+            shown = ", ".join(found)
+            shown = shown if len(shown) <= 200 else shown[:200] + " ..."
             what = f"has the column {name} {len(same)} times" if same else f"has the columns {shown}"
-            raise UserError(f"{path} {what}", f"a column {name}", keys.get(name, str(path)))
+            fix = keys.get(name, str(path))
+            if len(found) == 1 and "separator" in keys and (other := [c for c in ";,\t|" if c in found[0]]):
+                fix = f"{keys['separator']} ({other[0]!r} stands in the header), or {fix}"
+            raise UserError(f"{path} {what}", f"a column {name}", fix)
         if same[0] != name:
             log.info("%s: the column %r is read as %s", path.name, same[0], name)
         out[name] = same[0]
@@ -394,7 +404,7 @@ def read_json(path: Path, columns: Mapping[str, type], keys: Mapping[str, str] |
             arrow = pa.float64() if any(isinstance(v, float) for v in values) else pa.int64()
         schema.append((names[name], arrow))
     try:
-        with pa.input_stream(str(path)) as stream:
+        with pa.input_stream(str(path), compression=_PACKED.get(path.suffix.lower())) as stream:
             table = pa_json.read_json(
                 stream,
                 read_options=pa_json.ReadOptions(block_size=_BLOCK),

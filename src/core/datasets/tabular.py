@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from src.core.datasets.config import CsvConfig, DatasetConfig
-from src.core.datasets.raw_log import RawLog, encode, place, title_series
+from src.core.datasets.raw_log import NO_TEXT, RawLog, encode, place, title_series
 from src.core.datasets.tables import (
     ENDINGS,
     READABLE,
@@ -171,18 +171,19 @@ def _read_own(raw_dir: Path, form: CsvConfig) -> RawLog:
     if form.timestamp is not None:
         times, resolution = ticks(table[form.timestamp], at, form.time_unit, "dataset.csv.timestamp")
     users, items = (
-        encode(table[name], at, f"the {what} id", keys[name])
+        encode(table[name], at, f"the {what} id", keys[name], strict=True)
         for name, what in ((form.user, "user"), (form.item, "item"))
     )
     item_keys = {form.item_id: "dataset.csv.item_id", form.title: "dataset.csv.title"}
     items_paths = _parts(raw_dir, form.items)
     names, _ = _table(items_paths, {form.item_id: Id, form.title: str}, form, item_keys)
+    titles = [None if t in NO_TEXT else t for t in names[form.title].to_pylist()]
     return RawLog(
         users=users,
         items=items,
         timestamps=times,
         ratings=None if form.rating is None else table[form.rating].to_numpy().astype(np.float32),
-        titles=title_series(names[form.item_id].to_pylist(), names[form.title].to_pylist(), items_paths[0]),
+        titles=title_series(names[form.item_id].to_pylist(), titles, items_paths[0]),
         path=paths[0],
         resolution=resolution,
         parts=parts,
@@ -193,7 +194,7 @@ def _table(
     paths: list[Path], columns: Mapping[str, type], form: CsvConfig, keys: Mapping[str, str]
 ) -> tuple[pa.Table, tuple[tuple[Path, int], ...]]:
     """The rows of all parts, one after the other, and how many each has."""
-    keys = {**keys, "quoting": "dataset.csv.quoting", "encoding": "dataset.csv.encoding"}
+    keys = {**keys, **{key: f"dataset.csv.{key}" for key in ("separator", "quoting", "encoding")}}
     text = Form(form.sep, quoted=form.quoting, encoding=form.codec, keys=keys)
     tables = [read_any(path, columns, text) for path in paths]
     try:
