@@ -56,7 +56,7 @@ def setting(
     bounds = {name: b for name, b in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if b is not None}
     allowed = [f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items()]
     allowed += [" | ".join(map(str, choices))] if choices else []
-    extra = {"in_fingerprint": in_fingerprint, "when": dict(when or {}), "allowed": ", ".join(allowed)}
+    extra: Any = {"in_fingerprint": in_fingerprint, "when": dict(when or {}), "allowed": ", ".join(allowed)}
     field: Any = Field(description=meaning, json_schema_extra=extra)
     field.metadata.append(
         WrapValidator(partial(_checked, bounds=bounds, choices=choices, file_name=file_name))
@@ -76,7 +76,8 @@ def config_group(cls: type[T]) -> type[T]:
     if "problems" in vars(cls):
         cls.consistent = model_validator(mode="after")(consistent)  # type: ignore[attr-defined]
     config = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-    return dataclass(frozen=True, config=config)(cls)
+    made: Any = dataclass(frozen=True, config=config)(cls)
+    return made
 
 
 def build(cls: type[T], values: Mapping[str, Any] | None, where: str, problems: list[str]) -> T | None:

@@ -4,6 +4,10 @@ import sys
 
 
 def main() -> None:
+    from src.exp.usage import show_help
+
+    if show_help("distill"):
+        return
     from src.exp.cli import run_stage
 
     run_stage("distill")

@@ -4,6 +4,10 @@ import sys
 
 
 def main() -> None:
+    from src.exp.usage import show_help
+
+    if show_help("eval_all"):
+        return
     from src.exp.cli import run_stage
 
     run_stage("eval_all")
