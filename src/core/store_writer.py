@@ -148,21 +148,23 @@ class StoreWriter:
         item_embeddings: np.ndarray,
         fields: Mapping[str, Any],
         in_sample: Mapping[str, np.ndarray] | None = None,
+        vectors_of: str | None = None,
     ) -> TeacherStore:
         """Join the shards in sample-id order, add the embeddings and the manifest, publish, reopen.
 
         Args:
-            splits: the sample ids of every split exported, or of its pieces.
+            splits: the sample ids of every split exported, or of its pieces; none: item vectors only.
             item_embeddings: [N+1, D] float32, row 0 zeros.
             fields: what the manifest says beside shape and hashes (dataset, teacher, fingerprints, ...).
             in_sample: per split the ids of rows whose teacher was trained on them.
+            vectors_of: hash of the weights that gave the item vectors.
         """
         from safetensors.numpy import save_file
 
         check_embeddings(item_embeddings, self.n_items, "teacher")
         tmp = self.folder.with_name(f".{self.folder.name}.tmp")
         shutil.rmtree(tmp, ignore_errors=True)
-        n_samples, weights = {}, {}
+        n_samples, weights, top_k = {}, {}, 0
         try:
             for split, given in splits.items():
                 joint = _Joint(self, _pieces(split, given))
@@ -184,7 +186,8 @@ class StoreWriter:
                     "top_k": top_k,
                     "embedding_dim": int(item_embeddings.shape[1]),
                     "score_kind": self.score_kind,
-                    "weights": weights,  # of the teachers, by split or piece of one
+                    "weights": weights
+                    | {"item_embeddings": vectors_of},  # of the teachers, by what they gave
                 },
             )
             publish(tmp, self.folder)

@@ -8,6 +8,8 @@ Layout (`data/teacher_outputs/<dataset>/<teacher>/<fp>/`)::
                                          scores.npy [n, K] float32, target_scores.npy [n] float32;
                                          in_sample.npy [n] bool where the writer knows it
 
+A split that was not asked for (`teacher.export.splits`) has no folder; without any, `top_k` is 0.
+
 `store_writer` makes it.
 """
 
@@ -57,12 +59,13 @@ class TeacherStore:
         written_for = self.manifest.get("teacher_fingerprint", folder.name)
         if written_for != folder.name:  # copied or renamed: its rows answer another configuration
             raise UserError(f"{folder}: teacher_fingerprint is {written_for!r}", repr(folder.name), fix)
-        for key in ("top_k", "n_items", "embedding_dim"):
-            if type(value := self.manifest.get(key)) is not int or value < 1:
-                raise UserError(f"{folder / MANIFEST}: {key} is {value!r}", "a teacher-output store's", fix)
         counts = self.manifest.get("n_samples")
         if not isinstance(counts, dict) or any(type(n) is not int or n < 1 for n in counts.values()):
             raise UserError(f"{folder / MANIFEST}: n_samples is {counts!r}", "rows by split", fix)
+        for key in ("top_k", "n_items", "embedding_dim"):
+            value, least = self.manifest.get(key), 0 if key == "top_k" and not counts else 1
+            if type(value) is not int or value < least:
+                raise UserError(f"{folder / MANIFEST}: {key} is {value!r}", "a teacher-output store's", fix)
         for key in ("trained", "weights"):
             if not isinstance(value := self.manifest.get(key, {}), dict):
                 raise UserError(f"{folder / MANIFEST}: {key} is {value!r}", "values by name", fix)
@@ -72,7 +75,13 @@ class TeacherStore:
             )
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have rankings; none in a store of item vectors only."""
+        return tuple(self.manifest["n_samples"])
+
+    @property
     def top_k(self) -> int:
+        """Items per ranking K; 0 where there are no rankings."""
         return int(self.manifest["top_k"])
 
     def seconds(self, key: str, within: str | None = None) -> float:
@@ -110,8 +119,8 @@ class TeacherStore:
         Raises:
             UserError: the store does not say which rows these are.
         """
-        found = []
-        for split in self.manifest["n_samples"]:
+        found = [np.empty(0, np.int64)]
+        for split in self.splits:
             known, ids = (load_npy(self.folder / split / f"{n}.npy") for n in ("in_sample", "sample_ids"))
             if known.dtype != np.bool_ or known.shape != ids.shape:
                 raise UserError(
@@ -123,7 +132,13 @@ class TeacherStore:
         return np.sort(np.concatenate(found))
 
     def rows(self, split: str) -> TeacherRows:
-        """All rows of a split, checked against the contract."""
+        """All rows of a split, checked against the contract; raises UserError where it was not exported."""
+        if split not in self.splits:
+            raise UserError(
+                f"{self.folder} has no rankings of {split} (it has {', '.join(self.splits) or 'item vectors only'})",
+                f"rankings of {split}",
+                f"teacher.export.splits to hold {split}; distill.lam=0 needs none of train",
+            )
         rows = TeacherRows(
             **{name: load_npy(self.folder / split / f"{name}.npy", mmap=True) for name in ARRAYS}
         )

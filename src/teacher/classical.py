@@ -294,19 +294,28 @@ def _arrays(table: sp.csr_array) -> list[np.ndarray]:
 def spectral_embeddings(transitions: sp.csr_array, dim: int) -> np.ndarray:
     """[N+1, min(dim, N)] float32: left singular vectors of [N, N] transitions times sqrt(singular value).
 
-    Items with similar followers get similar vectors. Signs are fixed (the largest entry of a vector is
-    positive) and the solver starts from a fixed vector, so equal input gives equal bytes.
+    Items with similar followers get similar vectors.
     """
-    n = transitions.shape[0]
-    dim = min(dim, n)
-    if dim > n - 2 or n <= 300:  # too small for the iterative solver
-        left, values, _ = np.linalg.svd(transitions.toarray())
+    left, values = truncated_svd(transitions, dim)
+    table = np.zeros((len(left) + 1, len(values)), np.float32)
+    table[1:] = left * np.sqrt(values)
+    return table
+
+
+def truncated_svd(matrix: sp.csr_array, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Left singular vectors [N, d] and singular values [d] of a sparse [N, M], largest first; d = min(dim, N, M).
+
+    Signs are fixed (the largest entry of a vector is positive) and the solver starts from a fixed vector, so equal
+    input gives equal bytes. Values within rounding of 0 are 0.
+    """
+    least = min(matrix.shape)
+    dim = min(dim, least)
+    if dim > least - 2 or least <= 300:  # too small for the iterative solver
+        left, values, _ = np.linalg.svd(matrix.toarray(), full_matrices=False)
     else:
-        start = np.full(n, n**-0.5)
-        left, values, _ = sp.linalg.svds(transitions, k=dim, v0=start, solver="arpack")
+        start = np.full(least, least**-0.5)
+        left, values, _ = sp.linalg.svds(matrix, k=dim, v0=start, solver="arpack")
         left, values = left[:, ::-1], values[::-1]
     left, values = left[:, :dim], values[:dim]
     left = left * np.sign(left[np.abs(left).argmax(axis=0), np.arange(dim)])
-    table = np.zeros((n + 1, dim), np.float32)
-    table[1:] = left * np.sqrt(np.where(values > 1e-9 * values[0], values, 0.0))
-    return table
+    return left, np.where(values > 1e-9 * values[0], values, 0.0)

@@ -15,6 +15,7 @@ from src.core.config import config_group, determining, setting
 from src.student.config import StudentConfig
 from src.teacher.config_llm import GateConfig, LLMConfig, LoraSettings, TinyLLMConfig
 from src.teacher.config_prompt import PromptConfig
+from src.teacher.config_text import SimilarityConfig, TitleStatesConfig
 from src.teacher.config_training import ObjectiveConfig, TrainConfig
 
 FORMAT_VERSION = 1
@@ -25,6 +26,9 @@ _FOLDS = "1: rows of train by a teacher trained on them; n: cross-fitted in n pa
 class ExportConfig:
     """`teacher.export`: which rows go into the teacher-output store."""
 
+    splits: tuple[str, ...] = setting(
+        "splits whose samples get rankings; []: item vectors only", choices=("train", "valid", "test")
+    )
     top_k: int = setting("items listed per sample (K); at most the catalogue", ge=1)
     train_share: float = setting(
         "share of the training samples that get a row (drawn by seed)", gt=0.0, le=1.0
@@ -39,11 +43,14 @@ class ExportConfig:
     )
 
     def problems(self) -> list[str]:
+        out = []
         if self.samples == "active" and self.train_share < 1.0:
-            return [
+            out.append(
                 f"export: found samples=active with train_share={self.train_share}, expected train_share=1.0"
-            ]
-        return []
+            )
+        if len(set(self.splits)) < len(self.splits):
+            out.append(f"export.splits: found {list(self.splits)}, expected each split once")
+        return out
 
 
 @config_group
@@ -216,6 +223,32 @@ class KnnConfig(TeacherConfig):
     floor: float = setting("share of popularity in the probabilities; keeps them above 0", gt=0.0, lt=1.0)
     leave_one_out: bool = setting("a training sample is ranked without its own transitions")
     dim: int = setting("width of the item embeddings (truncated SVD of the transitions)", ge=1)
+
+
+@config_group
+class TfidfConfig(TeacherConfig):
+    """`teacher=tfidf`: words and word pairs of the titles, no language model; what an LLM has to beat."""
+
+    words: int = setting("longest word sequence that is a term", ge=1)
+    dim: int = setting("width of the item vectors (truncated SVD of the TF-IDF matrix)", ge=1)
+    similarity: SimilarityConfig = setting("rankings from the vectors")
+
+
+@config_group
+class TextConfig(TeacherConfig):
+    """`teacher=text`: title states of an encoder or causal LM as it is; nothing is trained."""
+
+    llm: LLMConfig = setting("the language model")
+    text: TitleStatesConfig = setting("how a title becomes a vector")
+    similarity: SimilarityConfig = setting("rankings from the vectors")
+
+    def problems(self) -> list[str]:
+        if self.llm.kind == "tiny":
+            return ["llm.kind: found tiny (the embedded LLM), expected local or hub (teacher/llm=local)"]
+        return []
+
+    def identity(self) -> dict[str, Any]:
+        return determining(self) | {"llm": self.llm.identity()}
 
 
 @config_group

@@ -37,7 +37,7 @@ log = get_logger(__name__)
 def export_ids(
     config: ExportConfig, seed: int, data: InteractionData, selected: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Sample ids to rank, by split: a seeded share of train (or `selected`), all of valid and test.
+    """Sample ids to rank, by exported split: a seeded share of train (or `selected`), all of valid and test.
 
     Raises:
         UserError: selected samples that are not training samples, or a selection nobody made.
@@ -61,7 +61,7 @@ def export_ids(
     elif config.train_share < 1.0:
         count = max(1, round(config.train_share * len(train)))
         train = np.sort(numpy_stream(seed, "export").choice(train, size=count, replace=False))
-    return {"train": train, "valid": data.splits["valid"], "test": data.splits["test"]}
+    return {split: train if split == "train" else data.splits[split] for split in config.splits}
 
 
 def fill_store(
@@ -95,12 +95,12 @@ def fill_store(
 
 def refuse_other_weights(store: TeacherStore, teacher: Teacher) -> None:
     """Raises UserError where a prepared teacher is not the one that filled the store (trained again since)."""
-    written = store.manifest.get("weights")  # stores of before do not say
-    if written is not None and written.get("test") != teacher.weights():
+    written = store.manifest.get("weights", {}).get("item_embeddings")
+    if written != teacher.weights():
         raise UserError(
-            f"{store.folder} was ranked by a teacher with the weights {written.get('test')}",
-            f"{teacher.weights()}, those of the teacher that is there now",
-            f"delete {store.folder} to export anew, or bring the teacher's weights of then back",
+            f"{store.folder} was written by a teacher with the weights {written}",
+            f"{teacher.weights()}, those of the present teacher",
+            f"delete {store.folder} to export again, or restore the earlier weights",
         )
 
 
@@ -111,7 +111,9 @@ class _Export:
         self, config: TeacherConfig, data: InteractionData, folder: Path, run: Run | None, team: Team
     ):
         self.config, self.export, self.data, self.folder = config, config.export, data, folder
-        self.run, self.team, self.folds = run, team, getattr(config, "folds", 1)
+        self.run, self.team = run, team
+        # Folds rank training rows and nothing else.
+        self.folds = config.folds if "train" in config.export.splits else 1
         self.top_k = min(self.export.top_k, data.n_items)
         if self.top_k < self.export.top_k:
             log.info(
@@ -134,7 +136,9 @@ class _Export:
         trained = dict(teacher.prepare(self.run))
         # The writer comes after the teacher: only now the kind of its scores is sure.
         self.writer = StoreWriter(self.folder, self.data.n_items, teacher.score_kind, self.export.shard_size)
-        embeddings, name = teacher.item_embeddings(), teacher.name
+        watch = Stopwatch()
+        embeddings, name, weights = teacher.item_embeddings(), teacher.name, teacher.weights()
+        self.vector_seconds = watch.seconds()
         for split, own in pieces.items():
             if split != "train" or self.folds == 1:
                 self._rank(teacher, split, split, own[split])
@@ -154,7 +158,7 @@ class _Export:
             self.team.wait_until(
                 lambda p=piece, s=samples: self.writer.missing(p, s) == 0, f"the other processes' {piece}"
             )
-        self._finish(name, ids, pieces, embeddings, known, trained)
+        self._finish(name, ids, pieces, embeddings, known, trained, weights)
 
     def _fold(self, piece: str, samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
         """Rank a fold's samples by a teacher that was trained on the others; returns its training report."""
@@ -225,6 +229,7 @@ class _Export:
         embeddings: np.ndarray,
         known: np.ndarray,
         trained: Mapping[str, Any],
+        weights: str,
     ) -> None:
         in_sample = {split: samples[locate(known, samples)[1]] for split, samples in ids.items()}
         export = self.export
@@ -241,10 +246,10 @@ class _Export:
             "in_sample": {split: len(samples) for split, samples in in_sample.items()},
             "git_commit": git_info()["commit"],
             "created_at": now(),
-            "export_seconds": round(self.writer.seconds(pieces), 3),
+            "export_seconds": round(self.writer.seconds(pieces) + self.vector_seconds, 3),
             "trained": dict(trained),
         }
-        self.writer.finish(pieces, embeddings, fields, in_sample)
+        self.writer.finish(pieces, embeddings, fields, in_sample, weights)
 
 
 def forecast_bytes(rows: int, top_k: int, embedding_floats: int) -> int:

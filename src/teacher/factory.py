@@ -20,6 +20,8 @@ from src.teacher.config import (
     PopularityConfig,
     SasrecConfig,
     TeacherConfig,
+    TextConfig,
+    TfidfConfig,
 )
 from src.teacher.interfaces import Teacher
 
@@ -31,6 +33,8 @@ KINDS: dict[str, tuple[type[TeacherConfig], str]] = {
     "knn": (KnnConfig, "src.teacher.classical:KnnFiller"),
     "markov": (MarkovConfig, "src.teacher.classical:MarkovFiller"),
     "popularity": (PopularityConfig, "src.teacher.classical:PopularityFiller"),
+    "tfidf": (TfidfConfig, "src.teacher.text:TfidfTeacher"),
+    "text": (TextConfig, "src.teacher.text:TextTeacher"),
     "official_files": (OfficialFilesConfig, "src.teacher.factory:no_rows"),
 }
 

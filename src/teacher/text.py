@@ -1,0 +1,171 @@
+"""Teachers that know only what titles say: TF-IDF, and title states of a language model as it is.
+
+Nothing is trained, so every row is out of sample. A history is the recency-weighted sum of its titles' unit vectors:
+
+    log p(i | u) = log softmax_i( cos-similarity(u, i) / temperature + popularity * log(1 + count_i) )
+
+`teacher=tfidf` is the honest rival of every language model: what it cannot beat is what words alone know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from src.core.artifacts import artifact_folder, fingerprint, is_complete, load_manifest, lock, write_manifest
+from src.core.config import determining
+from src.core.data_utils import InteractionData
+from src.core.errors import UserError
+from src.core.geometry import geometry, principal_directions
+from src.core.logging import get_logger
+from src.core.paths import model_dir
+from src.core.run import Stopwatch
+from src.teacher.classical import Filler, truncated_svd
+from src.teacher.config import TextConfig, TfidfConfig
+
+if TYPE_CHECKING:
+    from src.core.run import Run
+
+FORMAT_VERSION = 1
+_ONE_DIRECTION = 0.99  # share of the variance beyond which all titles have the same vector but for its length
+log = get_logger(__name__)
+
+
+class SimilarityTeacher(Filler):
+    """Ranks by similarity of title vectors to the history's; subclasses give the vectors."""
+
+    config: TfidfConfig | TextConfig
+
+    def vectors(self) -> np.ndarray:
+        """[N, D] float32 of the titles, as they are."""
+        raise NotImplementedError
+
+    def _fit(self, run: Run | None) -> None:
+        self._vectors = self.vectors()
+        shape = geometry(self._vectors)
+        log.info("title vectors: %s", shape)
+        if shape.largest > _ONE_DIRECTION:
+            raise UserError(
+                f"title vectors with {shape.largest:.1%} of their variance in one direction ({shape})",
+                f"at most {_ONE_DIRECTION:.0%}: such vectors tell no titles apart",
+                "teacher.text.layers or pooling, or the items' titles",
+            )
+        settings = self.config.similarity
+        left, values = principal_directions(self._vectors)
+        space = left[:, : settings.dim] * values[: settings.dim] ** (1.0 - settings.whiten)
+        length = np.linalg.norm(space, axis=1, keepdims=True)
+        self._unit = np.divide(space, length, out=np.zeros_like(space), where=length > 0).astype(np.float32)
+        self._counts = np.bincount(self.data.targets(self._train_ids) - 1, minlength=self.data.n_items)
+
+    def train_sample_ids(self) -> np.ndarray:
+        """None: popularity is counted without a training sample's own target."""
+        return self._train_ids[:0]
+
+    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
+        return log_softmax(self._logits(histories), axis=1)
+
+    def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
+        logits, prior = self._logits(self.data.histories(sample_ids)), self.config.similarity.popularity
+        own = np.flatnonzero(np.isin(sample_ids, self._train_ids))
+        columns = self.data.targets(sample_ids[own]) - 1
+        counts = self._counts[columns]
+        logits[own, columns] += prior * (np.log(counts) - np.log(counts + 1.0))  # log(1 + count - 1)
+        return log_softmax(logits, axis=1)
+
+    def _logits(self, histories: np.ndarray) -> np.ndarray:
+        """[B, L] -> [B, N] float32."""
+        settings = self.config.similarity
+        age = histories.shape[1] - 1 - np.arange(histories.shape[1])
+        weight = np.where(histories > 0, settings.decay**age, 0.0).astype(np.float32)
+        users = np.einsum("bl,bld->bd", weight, self._unit[np.maximum(histories - 1, 0)])
+        prior = settings.popularity * np.log1p(self._counts)
+        return (users @ self._unit.T / settings.temperature + prior).astype(np.float32)
+
+    def item_embeddings(self) -> np.ndarray:
+        return np.concatenate([np.zeros((1, self._vectors.shape[1]), np.float32), self._vectors])
+
+
+class TfidfTeacher(SimilarityTeacher):
+    """Words and word sequences of the titles: sublinear TF-IDF, truncated SVD."""
+
+    config: TfidfConfig
+
+    def vectors(self) -> np.ndarray:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        terms = TfidfVectorizer(ngram_range=(1, self.config.words), sublinear_tf=True, dtype=np.float64)
+        try:
+            self._terms = terms.fit_transform(self.data.titles[1:])
+        except ValueError as e:  # scikit-learn's: no words
+            raise UserError(f"the titles hold no words: {e}", "titles with words", "dataset") from None
+        left, values = truncated_svd(self._terms, self.config.dim)
+        return (left * values).astype(np.float32)
+
+    def fitted(self) -> list[np.ndarray]:
+        return [self._terms.data, self._terms.indices, self._terms.indptr, self._counts]
+
+
+class TextTeacher(SimilarityTeacher):
+    """Title states of an encoder or causal language model."""
+
+    config: TextConfig
+
+    def prepare(self, run: Run | None) -> Mapping[str, Any]:
+        told = dict(super().prepare(run))
+        # The states cost what they cost the run that computed them.
+        seconds = round(told["train_seconds"] - self._own_seconds + self._state_seconds, 3)
+        return told | {"train_seconds": seconds, "reused": self._reused, "llm": self._llm}
+
+    def fitted(self) -> list[np.ndarray]:
+        return [self._vectors, self._counts]
+
+    def vectors(self) -> np.ndarray:
+        """The states, from the folder of an earlier run where there is one.
+
+        Raises:
+            UserError: states that another LLM gave than the one that is asked for, or a damaged folder.
+        """
+        watch = Stopwatch()
+        parts = {"llm": self.config.llm.identity(), "text": determining(self.config.text)}
+        expected = {"dataset_fingerprint": self.data.fingerprint, "settings": parts}
+        folder = model_dir(
+            self.data.name, "title_states", fingerprint({"version": FORMAT_VERSION, **expected})
+        )
+        with lock(folder, log.info):
+            self._reused = is_complete(folder)
+            if not self._reused:
+                from src.teacher.title_states import (
+                    title_states,
+                )  # torch, where there is something to compute
+
+                table, llm = title_states(self.config, self.data.titles)
+                _save(folder, table, {**expected, "llm": llm, "seconds": round(watch.seconds(), 3)})
+        fix = f"delete {folder} to compute them again"
+        manifest = load_manifest(folder, expected, fix)
+        self._llm, self._state_seconds = manifest["llm"], float(manifest["seconds"])
+        table = _load(folder, self.data.n_items, fix)
+        self._own_seconds = watch.seconds()
+        return table
+
+
+def _save(folder: Path, table: np.ndarray, fields: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    with artifact_folder(folder) as tmp:
+        save_file({"title_states": table}, tmp / "title_states.safetensors")
+        write_manifest(tmp, fields)
+
+
+def _load(folder: Path, n_items: int, fix: str) -> np.ndarray:
+    from safetensors.numpy import load_file
+
+    table = load_file(folder / "title_states.safetensors").get("title_states", np.empty(0))
+    if table.ndim != 2 or len(table) != n_items or table.dtype != np.float32 or not np.isfinite(table).all():
+        raise UserError(
+            f"{folder}: title states {table.dtype} {table.shape}", f"finite float32 ({n_items}, H)", fix
+        )
+    return table
