@@ -55,13 +55,13 @@ def join_rows(
     """
     where = f"{store.folder}/train"
     check_catalogue(store, data)
+    rows = store.rows("train")
     if top_k > store.top_k:
         raise UserError(
             f"distill.top_k={top_k}",
             f"<= {store.top_k}, the length of the rankings in {store.folder}",
             "distill.top_k or teacher.export.top_k",
         )
-    rows = store.rows("train")
     train, ids = data.splits["train"], np.asarray(rows.sample_ids)
     _, known = locate(train, ids)
     if not known.all():

@@ -184,7 +184,9 @@ def find_rows(settings: Settings, data: InteractionData) -> list[Row]:
     others = [settings.variant([f"teacher={name}"]) for name in settings.compare.teachers]
     for variant in [settings, *(o for o in others if o.teacher_fp != settings.teacher_fp)]:
         own = variant is settings
-        if teacher := _runs("teacher", [variant.teacher_fp], required=own):
+        if "test" not in variant.teacher.export.splits:
+            log.info("teacher %s ranks no test sample: not shown", variant.teacher.name)
+        elif teacher := _runs("teacher", [variant.teacher_fp], required=own):
             rows.append(load_row(f"teacher {variant.teacher.name}", teacher, data))
         rows += distilled(f"{student} <- {variant.teacher.name}", variant, required=own)
     for name, overrides in settings.compare.variants.items():

@@ -80,7 +80,9 @@ def teacher_line(settings: Settings, sizes: Sizes) -> str:
 
 
 def export_rows(settings: Settings, sizes: Sizes) -> int:
-    return round(sizes.train * settings.teacher.export.train_share) + sizes.valid + sizes.test
+    export = settings.teacher.export
+    train = round(sizes.train * export.train_share)
+    return sum(train if split == "train" else getattr(sizes, split) for split in export.splits)
 
 
 def _of(sizes: Sizes) -> str:

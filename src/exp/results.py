@@ -30,35 +30,31 @@ def record(
     data: InteractionData,
     eval_config: EvalConfig,
     seed: int,
-    valid: Ranks,
-    test: Ranks,
+    valid: Ranks | None,
+    test: Ranks | None,
     extra: Mapping[str, Any] | None = None,
 ) -> float | None:
     """Write the metrics and ranks of a model, its curves and what runs are sorted by; returns the validation metric
     that selects.
 
     Args:
-        valid, test: ranks on `data.splits["valid"]` and `["test"]`, in that order of samples.
+        valid, test: ranks on `data.splits["valid"]` and `["test"]`, in that order of samples; None: a teacher that
+            ranks no sample of the split, about which nothing is written.
         extra: further fields of `metrics.json`.
     """
     ks, convention = eval_config.ks, eval_config.convention
-    fields = {
-        "dataset": data.name,
-        "dataset_fingerprint": data.fingerprint,
-        "seed": seed,
-        "n_valid": len(valid.sample_ids),
-        "n_test": len(test.sample_ids),
-        "convention": convention,
-        "list_lengths": dict(test.list_lengths),
-        "valid": valid.metrics(ks, convention),
-        "test": test.metrics(ks, convention),
-        **{f"test_{c}": test.metrics(ks, c) for c in CONVENTIONS},
-        **(extra or {}),
-    }
+    fields: dict[str, Any] = {"dataset": data.name, "dataset_fingerprint": data.fingerprint, "seed": seed}
+    fields |= {"convention": convention, **(extra or {})}
+    if valid is not None:
+        fields |= {"n_valid": len(valid.sample_ids), "valid": valid.metrics(ks, convention)}
+    if test is not None:
+        fields |= {"n_test": len(test.sample_ids), "list_lengths": dict(test.list_lengths)}
+        fields |= {"test": test.metrics(ks, convention)}
+        fields |= {f"test_{c}": test.metrics(ks, c) for c in CONVENTIONS}
+        run.write_ranks(test)
+        log.info("test: %s", _shown(fields["test"]))
     run.write_metrics(fields)
-    run.write_ranks(test)
-    log.info("test: %s", _shown(fields["test"]))
-    value = fields["valid"].get(eval_config.select_metric)
+    value = fields.get("valid", {}).get(eval_config.select_metric)
     if run.main:
         run.close()  # the curves are read from what was logged
         plot_training(run.dir / "plots", logged(run.dir / "tensorboard"))
@@ -87,8 +83,12 @@ def _hparams(run: Run, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finals(fields: Mapping[str, Any], selects: str, run: Run) -> dict[str, float]:
     """Final figures: validation that selects, test, and the choices among candidates."""
-    out = {f"final/test {name}": value for name, value in fields["test"].items() if name.startswith("NDCG")}
-    if selects in fields["valid"]:
+    out = {
+        f"final/test {name}": value
+        for name, value in fields.get("test", {}).items()
+        if name.startswith("NDCG")
+    }
+    if selects in fields.get("valid", {}):
         out[f"final/valid {selects}"] = fields["valid"][selects]
     file = run.dir / "metrics" / "candidates.json"
     for way, figures in read_object(file)["ways"].items() if file.is_file() else ():
@@ -102,7 +102,10 @@ def report_again(folder: Path, eval_config: EvalConfig) -> None:
     Raises:
         UserError: as `stored_ranks`.
     """
-    metrics = stored_ranks(read_run(folder)).metrics(eval_config.ks, eval_config.convention)
+    run = read_run(folder)
+    if "test" not in run.metrics:  # a teacher that ranks no test sample
+        return
+    metrics = stored_ranks(run).metrics(eval_config.ks, eval_config.convention)
     log.info("test, %s: %s", eval_config.convention.replace("_", " "), _shown(metrics))
 
 
@@ -199,7 +202,9 @@ def record_student(
 def store_note(store: TeacherStore, data: InteractionData) -> str | None:
     """One line for the table where a teacher saw or ranked only some of the training samples."""
     m, n = store.manifest, len(data.splits["train"])
-    trained, exported = m.get("trained", {}).get("train_samples", n), m["n_samples"]["train"]
+    trained, exported = m.get("trained", {}).get("train_samples", n), m["n_samples"].get("train", 0)
+    if exported == 0:
+        return f"{m['teacher']} was trained on {trained} of {n} training samples and gives item vectors only"
     if trained == exported == n:
         return None
     return f"{m['teacher']} was trained on {trained} and exported for {exported} of {n} training samples"

@@ -140,7 +140,8 @@ class Settings:
             for name in self.compare.metrics
             if not is_metric(name, self.eval.ks)
         ]
-        if self.distill.ranks and self.distill.top_k > (k := self.teacher.export.top_k):
+        export, k = self.teacher.export, self.teacher.export.top_k
+        if "train" in export.splits and self.distill.ranks and self.distill.top_k > k:
             out.append(f"distill.top_k: found {self.distill.top_k}, expected <= teacher.export.top_k={k}")
         return out + self._candidate_contradictions()
 

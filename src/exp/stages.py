@@ -50,7 +50,7 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
     selection = selected_samples(settings, data)
     chosen = None if selection is None else selection.sample_ids
     store, reused = fill_store(config, data, settings.teacher_dir, run, chosen)
-    if run.main:
+    if run.main and store.splits:
         known, encoder = store.in_sample_ids(), config.encoder
         quality = ensure_quality(store, data, known, config.export, config.seed, encoder)
         log.info("quality of the teacher's rankings: %s/quality.md", quality)
@@ -65,7 +65,7 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
         teacher_train_time_total=store.seconds("train_seconds", within="trained"),
         distill_teacher_export_time=store.seconds("export_seconds"),
     )
-    valid, test = (store_ranks(store, data, split) for split in ("valid", "test"))
+    valid, test = (store_ranks(store, data, s) if s in store.splits else None for s in ("valid", "test"))
     fields = {"store": str(settings.teacher_dir), "note": store_note(store, data), **_teacher(settings)}
     return record(run, data, settings.eval, config.seed, valid, test, fields)
 

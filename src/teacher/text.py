@@ -1,8 +1,8 @@
 """Teachers that know only what titles say: TF-IDF, and title states of a language model as it is.
 
-Nothing is trained, so every row is out of sample. A history is the recency-weighted sum of its titles' unit vectors:
+Nothing is trained, so every row is out of sample. A history is the recency-weighted mean of cosines:
 
-    log p(i | u) = log softmax_i( cos-similarity(u, i) / temperature + popularity * log(1 + count_i) )
+    log p(i | u) = log softmax_i( mean_h cos(h, i) / temperature + popularity * log(1 + count_i) )
 
 `teacher=tfidf` is the honest rival of every language model: what it cannot beat is what words alone know.
 """
@@ -18,7 +18,6 @@ from scipy.special import log_softmax
 
 from src.core.artifacts import artifact_folder, fingerprint, is_complete, load_manifest, lock, write_manifest
 from src.core.config import determining
-from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.geometry import geometry, principal_directions
 from src.core.logging import get_logger
@@ -80,7 +79,8 @@ class SimilarityTeacher(Filler):
         """[B, L] -> [B, N] float32."""
         settings = self.config.similarity
         age = histories.shape[1] - 1 - np.arange(histories.shape[1])
-        weight = np.where(histories > 0, settings.decay**age, 0.0).astype(np.float32)
+        weight = np.where(histories > 0, settings.decay**age, 0.0)
+        weight = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
         users = np.einsum("bl,bld->bd", weight, self._unit[np.maximum(histories - 1, 0)])
         prior = settings.popularity * np.log1p(self._counts)
         return (users @ self._unit.T / settings.temperature + prior).astype(np.float32)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
-from src.core.paths import resolve
-from src.core.run import Stopwatch, check_stop
+from src.core.run import Stopwatch
+from src.core.signals import check_stop
 from src.student.models import device_of
 from src.teacher.config import TextConfig
-from src.teacher.config_llm import LLMConfig
-from src.teacher.llm import LoadedLLM, backbone, load_llm, weights_hash
-from src.teacher.prompts import PromptTokens
+from src.teacher.llm import LoadedLLM, backbone
+from src.teacher.llm_loading import load_llm
+from src.teacher.prompt_tokens import PromptTokens, readable_titles
 
 log = get_logger(__name__)
 
@@ -32,13 +32,11 @@ class TokenText:
     stop: int
 
 
-def llm_files(config: LLMConfig) -> str | None:
-    """Hash of the files of a local LLM; None for a model of the hub, which its revision names."""
-    return None if config.kind == "hub" else weights_hash(resolve(str(config.path)))
-
-
 def title_states(config: TextConfig, titles: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """One vector per title, [N, H] float32, and the identity of the LLM.
+
+    Args:
+        titles: [N+1], entry 0 unused.
 
     Raises:
         UserError: an LLM that cannot be loaded, a layer or pooling that it does not have, a title without tokens,
@@ -72,7 +70,7 @@ def title_states(config: TextConfig, titles: Sequence[str]) -> tuple[np.ndarray,
     if not np.isfinite(table).all():
         bad = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
         raise UserError(
-            f"the state of title {titles[bad]!r} is not finite", "finite states", "teacher.llm.dtype"
+            f"the state of title {titles[bad + 1]!r} is not finite", "finite states", "teacher.llm.dtype"
         )
     seconds, count = watch.seconds(), sum(len(t.ids) for t in texts)
     log.info(
@@ -106,7 +104,10 @@ def _tokenised(llm: LoadedLLM, prompt: str, titles: Sequence[str]) -> list[Token
     elif not start and llm.tokenizer.eos_token_id is not None:
         start = [llm.tokenizer.eos_token_id]
     before, after = prompt.split("{title}")
-    head, tail = start + (tokens.of(before, first=True) if before.strip() else []), tokens.of(after) + end
+    head, tail = (
+        start + (tokens.of(before, first=True, control=True) if before.strip() else []),
+        tokens.of(after, control=True) + end,
+    )
     room = llm.context - len(head) - len(tail)
     if room < 1:
         raise UserError(
@@ -114,20 +115,11 @@ def _tokenised(llm: LoadedLLM, prompt: str, titles: Sequence[str]) -> list[Token
             f"< {llm.context}, the LLM's context",
             "teacher.text.prompt",
         )
-    texts, cut = [], 0
-    for item, title in enumerate(titles, start=1):
-        ids = tokens.of(" " + title.strip(), first=llm.bidirectional and not before.strip())
-        if not ids:
-            raise UserError(
-                f"the title of item {item} ({title!r}) has no tokens",
-                "at least one token per title",
-                "the items file, or an LLM whose tokenizer knows these characters",
-            )
-        cut += len(ids) > room
-        ids = ids[:room]
+    first = llm.bidirectional and not before.strip()  # a text of its own, as sentence encoders are trained
+    texts = []
+    for title in readable_titles(tokens, titles, None)[1:]:
+        ids = (tokens.of(title, first=True) if first else tokens.of(" " + title))[:room]
         texts.append(TokenText([*head, *ids, *tail], len(head), len(head) + len(ids)))
-    if cut:
-        log.info("%d of %d titles are longer than the LLM reads and are cut", cut, len(texts))
     if llm.bidirectional:  # sentence encoders are trained to have all tokens in the mean
         return [TokenText(t.ids, 0, len(t.ids)) for t in texts]
     return texts
