@@ -130,8 +130,11 @@ class TextTeacher(SimilarityTeacher):
             UserError: states that another LLM gave than the one that is asked for, or a damaged folder.
         """
         watch = Stopwatch()
-        parts = {"llm": self.config.llm.identity(), "text": determining(self.config.text)}
-        expected = {"dataset_fingerprint": self.data.fingerprint, "settings": parts}
+        expected = {
+            "dataset_fingerprint": self.data.fingerprint,
+            "llm": fingerprint(self.config.llm.identity()),  # a local one by the hash of its files
+            "text": determining(self.config.text),
+        }
         folder = model_dir(
             self.data.name, "title_states", fingerprint({"version": FORMAT_VERSION, **expected})
         )
@@ -143,10 +146,10 @@ class TextTeacher(SimilarityTeacher):
                 )  # torch, where there is something to compute
 
                 table, llm = title_states(self.config, self.data.titles)
-                _save(folder, table, {**expected, "llm": llm, "seconds": round(watch.seconds(), 3)})
+                _save(folder, table, {**expected, "model": llm, "seconds": round(watch.seconds(), 3)})
         fix = f"delete {folder} to compute them again"
         manifest = load_manifest(folder, expected, fix)
-        self._llm, self._state_seconds = manifest["llm"], float(manifest["seconds"])
+        self._llm, self._state_seconds = manifest["model"], float(manifest["seconds"])
         table = _load(folder, self.data.n_items, fix)
         self._own_seconds = watch.seconds()
         return table
