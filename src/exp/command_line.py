@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 
 from src.core.errors import UserError
@@ -37,21 +40,30 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
-    override = getattr(error, "override", None)  # of its parser
-    if override is None and "parsing override" in text:
-        override = next((a for a in arguments if a in text), None)
-    if override is not None:
-        key, _, value = override.partition("=")
-        advice = f"expected key=value; put a value with such characters in quotes: '{key}=\"{value}\"'"
-        return f"found {override!r}, {advice} ({text})"
+    for argument in arguments:
+        try:
+            if not argument.startswith("-"):
+                parsed(argument)
+        except HydraException as e:
+            key, _, value = argument.partition("=")
+            advice = f"expected key=value; put a value with such characters in quotes: '{key}=\"{value}\"'"
+            return f"found {argument!r}, {advice} ({' '.join(str(e).split())})"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        name = error.missing_cfg_file.rpartition("/")[2]
-        return f"{text}{_near(name, error.options)}"
-    if isinstance(error, HydraException) and (
-        key := re.search(r"Could not (?:override|append to config) '([^']+)'", text)
-    ):
-        text = f"{text}{_near(key[1], list(_keys()))}"
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        names = [o for o in error.options if not o.startswith("_")]
+        return f"{group}: found {name!r}, expected one of {', '.join(names)}{_near(name, names)}"
+    if found := re.search(r"Could not (?:override|delete from config) '([^']+)'", text):
+        if (key := found[1].lstrip("~").partition("=")[0]) in (keys := list(_keys())):
+            place = key.partition("/" if "/" in key else ".")[0]
+            return f"{key}: not read with the choices made, expected a choice of {place} that has this key"
+        return f"{key}: unknown key{_near(key, keys)}; python -m src.exp.explain lists all"
     return f"{text}; see --help for the keys and conf/ for the groups"
+
+
+@lru_cache(maxsize=4096)
+def parsed(override: str) -> Override:
+    """An override as Hydra reads it; HydraException where it cannot."""
+    return OverridesParser.create().parse_override(override)
 
 
 def _choices(group: str) -> list[str]:

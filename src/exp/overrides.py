@@ -14,7 +14,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import ConfigError
 from src.core.paths import CONF
-from src.exp.command_line import check_groups, explain
+from src.exp.command_line import check_groups, explain, parsed
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -35,9 +34,9 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
     """
     check_groups(overrides)
     try:
-        parsed = [_parsed(o) for o in overrides]
-        values = _composed(tuple(o for o, p in zip(overrides, parsed, strict=True) if not _is_value(p)))
-        for override in filter(_is_value, parsed):
+        read = [parsed(o) for o in overrides]
+        values = _composed(tuple(o for o, p in zip(overrides, read, strict=True) if not _is_value(p)))
+        for override in filter(_is_value, read):
             if not _has(values, override.key_or_group):
                 return resolved(_composed(tuple(overrides)))  # Hydra says what is wrong with it
             values = _with(values, override.key_or_group.split("."), override.value())
@@ -66,7 +65,7 @@ def resolved(values: dict[str, Any] | DictConfig) -> dict[str, Any]:
 
 def set_values(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """(key, value) of every override that sets a value."""
-    for override in map(_parsed, overrides):
+    for override in map(parsed, overrides):
         if not (override.is_delete() or override.is_sweep_override() or _is_group(override.key_or_group)):
             yield override.key_or_group, override.value()
 
@@ -77,11 +76,6 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=list(overrides))
     return OmegaConf.to_container(cfg, resolve=False)  # type: ignore[return-value]
-
-
-@lru_cache(maxsize=4096)
-def _parsed(override: str) -> Override:
-    return OverridesParser.create().parse_override(override)
 
 
 def _is_value(override: Override) -> bool:

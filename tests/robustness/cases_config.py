@@ -124,7 +124,99 @@ VALUES: tuple[tuple[str, Any, str], ...] = (
 )
 
 
+_LOCAL = ("teacher/llm=local", "teacher.llm.path=/models/x")
+# overrides, what the line says: a key that nothing reads with the choices made, or that cannot be read at all
+COMMANDS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("teacher.llm.path=/models/x",), "llm.path: found '/models/x' with kind=tiny, expected null"),
+    ((*_LOCAL, "teacher.llm.revision=main"), "llm.revision: found 'main' with kind=local, expected null"),
+    ((*_LOCAL, "teacher.llm.tiny.layers=3"), "teacher.llm.tiny.layers: not read with the choices made"),
+    (
+        ("teacher.gate.hidden=32",),
+        "teacher.gate.hidden: found 32, not read with kind=linear, expected kind=mlp",
+    ),
+    (("teacher.gate.kind=uniform", "teacher.gate.temperature=2.0"), "not read with kind=uniform"),
+    (("teacher.gate.kind=uniform", "teacher.train.gate_lr_ratio=0.5"), "a gate that learns nothing"),
+    (("teacher.lora.experts=1", "teacher.gate.kind=mlp"), "not read with lora.experts=1"),
+    (("teacher.overfit=8", "teacher.train.epochs=3"), "not read with overfit=8, expected overfit=null"),
+    (
+        ("teacher.overfit=8", "teacher.export.top_k=20"),
+        "teacher.export.top_k: found 20, not read with overfit=8",
+    ),
+    (("teacher.overfit=8", "teacher.folds=2"), "teacher.folds: found 2, not read with overfit=8"),
+    (("teacher.overfit=8", "teacher.lora.dropout=0.1"), "not read with overfit=8"),
+    (("teacher.prompt.candidates=20", "teacher.objective.lm=0"), "found 20 with objective.lm=0, expected 0"),
+    (("teacher.export.pool=50",), "teacher.export.pool: found 50, not read with ranking=hidden, expected"),
+    (("teacher.export.exclude_history=false",), "not read with ranking=hidden, expected ranking=rerank"),
+    (("teacher.export.shared_prefix=false",), "not read with ranking=hidden, expected ranking=rerank"),
+    (("teacher.export.beams=4",), "not read with ranking=hidden, expected ranking=trie or grounding"),
+    (("teacher.export.ranking=trie", "teacher.export.max_new_tokens=9"), "expected ranking=grounding"),
+    (
+        ("teacher.export.embedding.layer=1",),
+        "not read with export.embedding.source=head, expected source=text",
+    ),
+    (("teacher.export.embedding.pooling=mean",), "not read with export.embedding.source=head"),
+    (("teacher=knn", "teacher.folds=3"), "teacher.folds: not read with the choices made"),
+    (("teacher=knn", "teacher/llm=local"), "teacher/llm: not read with the choices made"),
+    (("teacher=sasrec", "teacher.encoder.negatives=9"), "teacher.encoder.negatives: found 9, not read with"),
+    (("teacher=fused", "teacher.members.knn.export.top_k=9"), "a member that has no store of its own"),
+    (("teacher=fused", "teacher.members.sasrec.folds=2"), "teacher.members.sasrec.folds: found 2, not read"),
+    (("teacher=fused", "teacher.embeddings=ilroa"), "embeddings: found ilroa, expected one of ilora"),
+    (("student=gru4rec", "student.heads=4"), "student.heads: found 4, not read with architecture=gru4rec"),
+    (("student=caser", "student.blocks=2"), "student.blocks: found 2, not read with architecture=caser"),
+    (("student.negatives=64",), "student.negatives: found 64, not read with base_loss=ce, expected"),
+    (("student.gbce_t=0.5",), "student.gbce_t: found 0.5, not read with base_loss=ce"),
+    (("student.dros_alpha=1.0",), "student.dros_alpha: found 1.0, not read with loss=ce, expected loss=dros"),
+    (("distill.rd_loss=ce", "distill.rd_negative=minus"), "not read with rd_loss=ce, expected rd_loss=bce"),
+    (("distill.embedding=align", "distill.ed_weight=0.3"), "not read with embedding=align, expected"),
+    (("distill.embedding=fuse", "distill.align_weight=2.0"), "expected embedding=align or both"),
+    (("distill.embedding=none", "distill.projector=mlp"), "not read with embedding=none"),
+    (("distill.projector_width=8",), "not read with projector=linear, expected projector=mlp"),
+    (
+        ("active.weighted=true",),
+        "active: weighted: found true, expected false: all gives every sample one score",
+    ),
+    (("active=random", "active.weighted=true"), "random gives every sample one score"),
+    (("active.options.clusters=9",), "active.options.clusters: not read with the choices made"),
+    (("active=random", "+active.options.power=1.0"), "active: options.power: unknown key"),
+    (("active.policy=diversty",), "expected one of all, random"),
+    (
+        ("dataset.csv.user=who",),
+        "dataset.csv.user: not read with the choices made, expected a choice of dataset",
+    ),
+    (
+        ("dataset=csv", "dataset.amazon.category=Toys"),
+        "dataset.amazon.category: not read with the choices made",
+    ),
+    (("dataset=csv", "dataset.demo.users=9"), "dataset.demo.users: not read with the choices made"),
+    (
+        ("eval.candidates=null", "eval.candidates.count=9"),
+        "eval.candidates.count: not read with the choices made",
+    ),
+    (("student.widht=8",), "student.widht: unknown key; did you mean student.width?"),
+    (("studnet.lr=0.1",), "unknown key; did you mean student.lr?"),
+    (("teacher.trian.lr=0.1",), "teacher.trian.lr: unknown key; did you mean teacher.train.lr?"),
+    (("student=sasrek",), "student: found 'sasrek', expected one of caser"),
+    (("teacher/prmopt=movie",), "unknown key; did you mean teacher/prompt?"),
+    (("student=[sasrec,gru4rec]",), "student=[sasrec,gru4rec]; expected one of caser"),
+    (("student=null",), "student=null; expected one of caser"),
+    (("~teacher",), "~teacher; expected one of bigrec"),
+    (("dataset.name=日本",), "put a value with such characters in quotes: 'dataset.name=\"日本\"'"),
+    (("dataset.raw_dir=~/logs",), "put a value with such characters in quotes: 'dataset.raw_dir=\"~/logs\"'"),
+    (("student.lr=1e-3,1e-4",), "--multirun"),
+)
+
+
+def _commands() -> Iterator[Case]:
+    for overrides, says in COMMANDS:
+
+        def run(box: Box, overrides: tuple[str, ...] = overrides) -> None:
+            Settings.compose(overrides)
+
+        yield Case(f"command: {' '.join(overrides)}", run, (says,))
+
+
 def config_cases() -> Iterator[Case]:
+    yield from _commands()
     for key, value, says in VALUES:
         shown = repr(value) if len(repr(value)) < 40 else "a very large number"
         yield _case(f"{key}={shown}", {key: value}, says)
