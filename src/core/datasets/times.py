@@ -62,18 +62,16 @@ def ticks(
 
 
 def _whole(values: np.ndarray, place: Place, unit: str | None, key: str) -> tuple[np.ndarray, int]:
-    size = np.abs(values)
-    if unit is not None:
-        wrong = size > _LATEST_SECOND * UNITS[unit] if unit != "ns" else np.zeros(0, bool)
+    low, high = int(values.min()), int(values.max())
+    if unit is None:
+        _refuse_calendar_numbers(values, low, high, place, key)
+        if -_LATEST_SECOND <= low and high <= _LATEST_SECOND:
+            return values, 1
+        each = np.searchsorted([_LATEST_SECOND * u for u in (1, 10**3, 10**6)], np.abs(values))
+        usual = int(np.bincount(each).argmax())
+        unit, wrong = list(UNITS)[usual], each != usual
     else:
-        _refuse_calendar_numbers(values, place, key)
-        order = np.searchsorted([_LATEST_SECOND * u for u in (1, 10**3, 10**6)], [size.min(), size.max()])
-        unit = list(UNITS)[order[1]]
-        wrong = np.zeros(0, bool)
-        if order[0] != order[1]:
-            each = np.searchsorted([_LATEST_SECOND * u for u in (1, 10**3, 10**6)], size)
-            usual = int(np.bincount(each).argmax())
-            unit, wrong = list(UNITS)[usual], each != usual
+        wrong = np.abs(values) / UNITS[unit] > _LATEST_SECOND
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise UserError(
@@ -84,13 +82,13 @@ def _whole(values: np.ndarray, place: Place, unit: str | None, key: str) -> tupl
     return values, UNITS[unit]
 
 
-def _refuse_calendar_numbers(values: np.ndarray, place: Place, key: str) -> None:
+def _refuse_calendar_numbers(values: np.ndarray, low: int, high: int, place: Place, key: str) -> None:
     """20200131 and 20200131120000 are dates, not seconds or milliseconds."""
-    for digits in (8, 14):
-        day, scale = values // 10 ** (digits - 8), 10**8
-        month, year = day // 100 % 100, day // 10_000
-        looks = (day < scale) & (year >= 1900) & (year < 2100) & (month >= 1) & (month <= 12)
-        if (looks & (day % 100 >= 1) & (day % 100 <= 31)).all():
+    for scale in (1, 10**6):
+        if not (19000101 <= low // scale and high // scale <= 20991231):
+            continue
+        month, day = values // scale // 100 % 100, values // scale % 100
+        if ((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
             raise UserError(
                 f"{place(0)}: time {values[0]} reads like a date without separators",
                 "ISO 8601 (2020-01-31) or a count of seconds",
