@@ -17,7 +17,7 @@ import torch
 
 from src.core.artifacts import fingerprint, now, sha256_file, writing
 from src.core.data_utils import InteractionData
-from src.core.datasets.tables import require_files
+from src.core.datasets.columns import require_files
 from src.core.errors import UserError
 from src.core.git_info import git_info
 from src.core.store_writer import StoreWriter

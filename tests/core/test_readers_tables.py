@@ -7,8 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from src.core.datasets.columns import Id, require_files
 from src.core.datasets.raw_log import encode, title_series
-from src.core.datasets.tables import Form, Id, read_lines, read_parquet, read_table, require_files
+from src.core.datasets.tables import read_parquet
+from src.core.datasets.text_table import Form, read_lines, read_table
 from src.core.datasets.times import ticks
 from src.core.errors import UserError
 

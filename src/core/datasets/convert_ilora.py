@@ -22,9 +22,10 @@ import pandas as pd
 from pandas.compat import pickle_compat
 
 from src.core.artifacts import write_text, writing
+from src.core.datasets.columns import require_files
 from src.core.datasets.split_files import SPLIT_FILES, TITLES, read_names
-from src.core.datasets.tables import read_lines, require_files
 from src.core.datasets.tabular import clean_title
+from src.core.datasets.text_table import read_lines
 from src.core.errors import UserError
 from src.core.logging import get_logger, setup_logging
 

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from src.core.datasets.columns import require_files
 from src.core.datasets.config import DatasetConfig
 from src.core.datasets.raw_log import RawSplits, title_series
-from src.core.datasets.tables import Form, read_lines, read_table, require_files
+from src.core.datasets.text_table import Form, read_lines, read_table
 from src.core.errors import UserError
 from src.core.logging import get_logger
 

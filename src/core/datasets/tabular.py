@@ -19,20 +19,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from src.core.datasets.columns import Id, Time, require_files
 from src.core.datasets.config import CsvConfig, DatasetConfig
 from src.core.datasets.raw_log import NO_TEXT, RawLog, encode, place, title_series
-from src.core.datasets.tables import (
-    ENDINGS,
-    READABLE,
-    Form,
-    Id,
-    Time,
-    ending,
-    read_any,
-    read_lines,
-    read_table,
-    require_files,
-)
+from src.core.datasets.tables import ENDINGS, READABLE, ending, read_any
+from src.core.datasets.text_table import Form, read_lines, read_table
 from src.core.datasets.times import ticks
 from src.core.errors import UserError
 

@@ -65,7 +65,7 @@ def _whole(values: np.ndarray, place: Place, unit: str | None, key: str) -> tupl
     low, high = int(values.min()), int(values.max())
     if unit is None:
         _refuse_calendar_numbers(values, low, high, place, key)
-        if -_LATEST_SECOND <= low and high <= _LATEST_SECOND:
+        if low >= -_LATEST_SECOND and high <= _LATEST_SECOND:
             return values, 1
         each = np.searchsorted([_LATEST_SECOND * u for u in (1, 10**3, 10**6)], np.abs(values))
         usual = int(np.bincount(each).argmax())
@@ -85,7 +85,7 @@ def _whole(values: np.ndarray, place: Place, unit: str | None, key: str) -> tupl
 def _refuse_calendar_numbers(values: np.ndarray, low: int, high: int, place: Place, key: str) -> None:
     """20200131 and 20200131120000 are dates, not seconds or milliseconds."""
     for scale in (1, 10**6):
-        if not (19000101 <= low // scale and high // scale <= 20991231):
+        if not (low // scale >= 19000101 and high // scale <= 20991231):
             continue
         month, day = values // scale // 100 % 100, values // scale % 100
         if ((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
