@@ -87,11 +87,12 @@ def examples(
     places = np.array(sorted(of_user.values()))
     baseline, _, distilled = shown
     if baseline is not None and distilled is not None:
-        gain = [1 / np.log2(1 + r.ranks[convention][0][places].astype(float)) for r in (distilled, baseline)]
-        order = places[np.argsort(gain[1] - gain[0], kind="stable")]
-        third = min(drawn // 3, len(order) // 2)
-        for part, why in ((order[:third], "helped most"), (order[::-1][:third], "harmed most")):
-            picked = {**{int(p): f"distillation {why}" for p in part}, **picked}
+        of = [1 / np.log2(1 + r.ranks[convention][0][places].astype(float)) for r in (distilled, baseline)]
+        gain = of[0] - of[1]  # NDCG without a cut
+        order = np.argsort(-gain, kind="stable")
+        for best, sign, why in ((order, 1, "helped"), (order[::-1], -1, "harmed")):
+            part = places[best[sign * gain[best] > 0]][: drawn // 3]
+            picked = {**{int(p): f"distillation {why} most" for p in part}, **picked}
     left = np.setdiff1d(places, list(picked))
     random = numpy_stream(seed, "examples").permutation(left)[: drawn // 3]
     picked |= {int(p): "drawn at random" for p in random}
