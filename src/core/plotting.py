@@ -17,6 +17,7 @@ COLUMN, PAGE = 3.5, 7.2  # inches: width of a paper's column, and of its text
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 KIND_COLOURS = {"baseline": "#000000", "teacher": "#0072B2", "distilled": "#D55E00"}
 MARKERS = "os^Dv<>P"
+_LINES = ("-", "--", ":")
 _STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -57,8 +58,10 @@ def picture(
         for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
             with writing(path.with_name(f"{path.name}.{suffix}")) as tmp:
                 figure.savefig(tmp, format=suffix, dpi=150, metadata=metadata)
+            figure.set_layout_engine("none")  # laid out once: it takes longer than drawing
 
 
 def mark(number: int) -> dict[str, str]:
-    """Colour and marker of the n-th series: told apart without colours, too."""
-    return {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
+    """Colour, marker and line of the n-th series: told apart without colours, too."""
+    again, place = divmod(number, len(PALETTE))
+    return {"color": PALETTE[place], "marker": MARKERS[place], "linestyle": _LINES[again % len(_LINES)]}

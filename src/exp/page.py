@@ -23,7 +23,7 @@ from src.exp.tables import metric_table, slice_table
 _ITEMS = 5000  # of the item table; the most popular ones
 _PLOTS = {
     "comparison": "Every model, with the 95 % interval of its difference to the baseline",
-    "differences": "Paired differences, 95 % interval over users and seeds",
+    "differences": "Students against their teachers and against each other, 95 % interval over users and seeds",
     "by_k": "Metrics by list length",
     "slices": "By popularity of the true item and length of the history",
 }

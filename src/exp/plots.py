@@ -68,8 +68,9 @@ def plot_comparison(
     whole = test[test.slice == "all"]
     _plot_models(folder / "comparison", whole, pairs, metrics)
     _plot_by_k(folder / "by_k", whole)
-    if len(pairs):
-        _plot_differences(folder / "differences", pairs, metrics)
+    base = whole[whole.kind == "baseline"].model.head(1)
+    if len(others := pairs[~pairs.a.isin(base)]):  # differences to the baseline are in `comparison`
+        _plot_differences(folder / "differences", others, metrics)
     _plot_slices(folder / "slices", test, metrics[0])
 
 
@@ -158,6 +159,7 @@ def _plot_differences(path: Path, pairs: pd.DataFrame, metrics: Sequence[str]) -
             )
         axis.axvline(0.0, color="black", linewidth=0.8)
         axis.set(yticks=range(len(names)), yticklabels=[f"{b} − {a}" for a, b in names])
+        axis.set_ylim(-0.6, len(names) - 0.4)
         axis.set_xlabel("difference, 95 % interval over users and seeds")
         axis.invert_yaxis()
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

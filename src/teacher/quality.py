@@ -230,10 +230,10 @@ def quality_folder(store_folder: Path) -> Path:
 
 
 def write_quality(folder: Path, report: Mapping[str, Any]) -> None:
-    """`quality.json`, `quality.md`, `quality.png` and a manifest."""
+    """`quality.json`, `quality.md`, the plot and a manifest."""
     with artifact_folder(folder) as tmp:
         write_json(tmp / "quality.json", report)
         write_text(tmp / "quality.md", markdown(report))
-        plot(tmp / "quality.png", report)
+        plot(tmp / "quality", report)
         keys = ("format_version", "dataset", "dataset_fingerprint", "teacher", "store", "store_files")
         write_manifest(tmp, {key: report[key] for key in keys})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.core.artifacts import writing
+from src.core.plotting import PAGE, PALETTE, mark, picture
 
 KS = (1, 3, 5, 10, 20, 50)
 
@@ -68,36 +68,35 @@ def _summary(teacher: str, group: Mapping[str, Any], k: int) -> str:
 
 
 def plot(path: Path, report: Mapping[str, Any]) -> None:
-    """A row per group: NDCG and HitRatio by K, axes shared between the groups; and the shares of the report."""
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    """A row per group: NDCG and HitRatio by K, axes shared between the groups; and the shares of the report.
 
+    Args:
+        path: without a suffix; PNG and SVG are written.
+    """
     groups, teacher, k = report["groups"], report["teacher"], report["top_k"]
     models = list(next(iter(groups.values()))["models"])
-    # The teacher last, hollow and on top: where two models agree, both are seen.
-    styles = dict(zip(models[1:], (("s", "--"), ("^", ":")), strict=False))
-    figure = Figure(figsize=(13, 0.6 + 3.1 * len(groups)), layout="constrained")
-    figure.suptitle(f"Teacher {teacher} on {report['dataset']}: rankings of {k} items")
-    axes = figure.subplots(len(groups), 3, squeeze=False, width_ratios=(1, 1, 1.1))
-    for (name, group), (ndcg, hits, bars) in zip(groups.items(), axes, strict=True):
-        for axis, metric in ((ndcg, "NDCG"), (hits, "HitRatio")):
-            for model in (*models[1:], models[0]):
-                curve = group["models"][model]["history_ranked"]
-                ks = [n for n in KS if f"{metric}@{n}" in curve]
-                marker, line = styles.get(model, ("o", "-"))
-                own = {"mfc": "none", "ms": 9, "color": "black"} if model == teacher else {"ms": 5}
-                axis.plot(ks, [curve[f"{metric}@{n}"] for n in ks], line, marker=marker, label=model, **own)
-            axis.set(xscale="log", xlabel="K", ylabel=f"{metric}@K", xticks=ks, xticklabels=ks)
-            axis.set_title(f"{name}, n = {group['n']:,}", fontsize="medium")
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-        ndcg.legend(loc="upper left")
-        _shares(bars, report, group)
-    for column in axes.T[:2]:
-        top = max(axis.get_ylim()[1] for axis in column)
-        for axis in column:
-            axis.set_ylim(0, top)
-    with writing(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=110)
+    size = (PAGE * 1.4, 0.5 + 2.2 * len(groups))
+    with picture(path, *size, len(groups), 3, width_ratios=(1, 1, 1.1)) as (figure, axes):
+        figure.suptitle(f"Teacher {teacher} on {report['dataset']}: rankings of {k} items", fontsize=9)
+        for (name, group), (ndcg, hits, bars) in zip(groups.items(), axes, strict=True):
+            for axis, metric in ((ndcg, "NDCG"), (hits, "HitRatio")):
+                # The teacher last, hollow and on top: where two models agree, both are seen.
+                for number in (*range(1, len(models)), 0):
+                    curve = group["models"][models[number]]["history_ranked"]
+                    ks = [n for n in KS if f"{metric}@{n}" in curve]
+                    own = {"mfc": "none", "ms": 8} if models[number] == teacher else {}
+                    axis.plot(
+                        ks, [curve[f"{metric}@{n}"] for n in ks], label=models[number], **mark(number), **own
+                    )
+                axis.set(xscale="log", xlabel="K", ylabel=f"{metric}@K", xticks=ks, xticklabels=ks)
+                axis.set_title(f"{name}, n = {group['n']:,}")
+                axis.minorticks_off()
+            ndcg.legend(loc="upper left")
+            _shares(bars, report, group)
+        for column in axes.T[:2]:
+            top = max(axis.get_ylim()[1] for axis in column)
+            for axis in column:
+                axis.set_ylim(0, top)
 
 
 def _shares(axis: Any, report: Mapping[str, Any], group: Mapping[str, Any]) -> None:
@@ -110,9 +109,8 @@ def _shares(axis: Any, report: Mapping[str, Any], group: Mapping[str, Any]) -> N
         shares[f"{teacher}'s top {n[1:]} also in sasrec's"] = value
     for scaling, name in (("minmax", "scaled"), ("none", "raw")):
         shares[f"entropy of {k} confidences, {name}*"] = group["confidence"][scaling]["mean"]
-    axis.barh(list(shares), list(shares.values()), color=["black", *["tab:gray"] * (len(shares) - 1)])
-    axis.bar_label(axis.containers[0], fmt="%.2f", padding=2)
+    axis.barh(list(shares), list(shares.values()), color=[PALETTE[0], *["#999999"] * (len(shares) - 1)])
+    axis.bar_label(axis.containers[0], fmt="%.2f", padding=2, fontsize=7)
     axis.invert_yaxis()
     axis.set(xlim=(0, 1.15), xlabel="share (* 1: all candidates count alike)", xticks=(0, 0.5, 1))
-    axis.tick_params(axis="y", labelsize="small")
-    axis.set_title("targets, overlap, confidence", fontsize="medium")
+    axis.set_title("targets, overlap, confidence")

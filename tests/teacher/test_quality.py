@@ -163,7 +163,7 @@ def test_written_beside_the_store(report: dict, tmp_path: Path):
     write_quality(folder, report)
     assert folder.name == "abc.quality" and folder.parent == tmp_path
     manifest = load_manifest(folder, {"store": "abc", "teacher": "stub", "dataset_fingerprint": "fp"}, "x")
-    assert set(manifest["files"]) == {"quality.json", "quality.md", "quality.png"}
+    assert set(manifest["files"]) == {"quality.json", "quality.md", "quality.png", "quality.svg"}
     assert json.loads((folder / "quality.json").read_text()) == report
     assert (folder / "quality.png").read_bytes().startswith(b"\x89PNG")
     TeacherStore(tmp_path / "abc", "fp")  # the store itself is as it was
