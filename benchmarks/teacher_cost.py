@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from src.core.logging import get_logger, setup_logging
 from src.teacher.diagnostics import peak_memory
 from src.teacher.gating import GateControl, ResNet1d
-from src.teacher.ilora_model import Projector
+from src.teacher.ilora_model import ItemProjector
 
 SEVEN = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
 EXPERTS, ALPHA = 4, 32.0
@@ -341,7 +341,7 @@ def parameters() -> float:
     adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=ALPHA, target_modules=SEVEN))
     parts = {
         "lora": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
-        "projector": sum(p.numel() for p in Projector(64, 4096).parameters()),
+        "projector": sum(p.numel() for p in ItemProjector(64, 4096).parameters()),
         "gate (resnet1d)": sum(p.numel() for p in ResNet1d(EXPERTS).parameters()),
     }
     share = sum(parts.values()) / whole

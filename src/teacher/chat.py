@@ -75,9 +75,9 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, mode: str) -> ChatFrame | Non
     return ChatFrame(*text.split(_MESSAGE), end)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **how: bool) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: bool) -> str:
     with _time_limit(_SECONDS):
-        return tokenizer.apply_chat_template(turns, tokenize=False, date_string=_DATE, **how)
+        return tokenizer.apply_chat_template(turns, tokenize=False, date_string=_DATE, **options)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The trained parts of the teacher on disk: adapter as a plain peft folder, the rest as safetensors.
 
-The adapter is ordinary LoRA: stock peft loads it, and then acts as the uniform gate. It is never
-merged into the base weights: a merge would fix one gate for all users.
+The adapter is ordinary LoRA: stock peft loads it, with the uniform gate. It is never merged into the base weights: that
+would fix one gate for all users.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def load_trained_state(model: IloraModel, parts: dict[str, dict[str, Tensor]], w
         UserError: a missing, foreign or differently shaped tensor.
     """
     fix = "the settings it was trained with, or train again"
-    own = trained_state(model)
-    for part, state in own.items():
+    for part, state in trained_state(model).items():
         given = parts.get(part, {})
         for name in sorted(state.keys() ^ given.keys()):
             raise UserError(
@@ -54,7 +53,7 @@ def load_trained_state(model: IloraModel, parts: dict[str, dict[str, Tensor]], w
 
 
 def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError where a checkpoint was made under other circumstances that determine results."""
+    """Raise UserError where a field that determines results differs from the checkpoint's."""
     for name in sorted(found.keys() | expected.keys()):
         if (was := found.get(name)) != (now := expected.get(name)):
             fix = f"back what it was, or delete {path.parent} to train anew"
@@ -82,7 +81,7 @@ def save_teacher(folder: Path, model: IloraModel, fields: dict[str, Any]) -> Non
 
 @torch.no_grad()
 def forget_trained(model: IloraModel) -> None:
-    """Make every tensor that training can change NaN, so that only a complete load makes the model usable."""
+    """Set all trained tensors to NaN: only a complete load makes the model usable again."""
     for tensor in (*(p for group in model.parts().values() for p in group), *model.router.buffers()):
         if tensor.is_floating_point():
             tensor.fill_(float("nan"))

@@ -1,8 +1,7 @@
 """`teacher.llm.compile`: the LLM's blocks through torch.compile, each in place.
 
-Names of weights, peft's folders and hooks stay as they are. All blocks share their code, so that one of them is
-compiled for all. Batches of other sizes and lengths use the same code; a batch of one row, training against
-evaluation, and gated against uniform passes are variants of their own, compiled when they first come.
+Names of weights, peft's folders and hooks do not change. All blocks share one compiled code, for batches of any size
+and length; a batch of one row, evaluation, and passes with the uniform gate compile variants of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from src.core.logging import get_logger
 from src.teacher.gating import GateControl
 from src.teacher.llm import find_blocks
 
-# More than a teacher has: beyond the limit (8 by default) blocks would silently run as they are.
+# More than a teacher needs: beyond the limit (8 by default) blocks would silently run uncompiled.
 _VARIANTS = 32
 log = get_logger(__name__)
 
@@ -34,7 +33,7 @@ def compile_blocks(llm: nn.Module, gates: GateControl, backend: str = "inductor"
         require_compiler(next(llm.parameters()).device)
     settings = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, _VARIANTS)
-    # The gate is reached through a hook on a Linear: by default its batch size would be a constant of the code.
+    # A hook on a Linear reads the gate: by default its batch size would be a constant of the code.
     settings.force_nn_module_property_static_shapes = False
     gates.compiled = True
     blocks = find_blocks(llm)
@@ -44,7 +43,7 @@ def compile_blocks(llm: nn.Module, gates: GateControl, backend: str = "inductor"
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raise UserError where torch.compile cannot make a kernel for `device`: one is made to see."""
+    """Compile a small function for `device`; raises UserError where that fails."""
     try:
         torch.compile(lambda x: x.sin() + 1.0, dynamic=False)(torch.zeros(8, device=device))
     except Exception as e:  # whatever compiler, headers or driver say

@@ -1,4 +1,4 @@
-"""What is watched while the teacher trains: figures for TensorBoard, and faults that end the run with the reason."""
+"""Diagnostics of the teacher's training: figures for TensorBoard, and faults that end the run with their reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.core.errors import UserError
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import backbone, token_logits
-from src.teacher.prompts import Batch
+from src.teacher.prompts import PromptBatch
 
 _ROUNDING, _ROUNDING_HALF = 1e-3, 0.03  # of the largest logit
 
@@ -93,10 +93,8 @@ def check_gradients(parts: Mapping[str, list[nn.Parameter]], step: int) -> None:
 
 
 @torch.no_grad()
-def check_adapter(model: IloraModel, batch: Batch, h_seq: Tensor, hybrid: bool) -> None:
-    """Raise UserError when the LLM answers these prompts alike with and without its adapter.
-
-    Equal states are equal logits: the head between them is frozen.
+def check_adapter(model: IloraModel, batch: PromptBatch, h_seq: Tensor, hybrid: bool) -> None:
+    """Raise UserError when the adapter changes none of the LLM's states on these prompts (then no logit either).
 
     Args:
         model: in eval mode.
@@ -116,9 +114,9 @@ def check_adapter(model: IloraModel, batch: Batch, h_seq: Tensor, hybrid: bool) 
 
 @torch.no_grad()
 def check_reading(model: IloraModel) -> None:
-    """Raise UserError unless input vectors, transformer and head, taken one by one, say what the LLM says itself.
+    """Raise UserError unless embeddings, transformer and head, called one by one, give the LLM's own logits.
 
-    Some families scale logits or embeddings in places of their own, or read token ids beside the vectors.
+    Some families scale logits or embeddings elsewhere, or read token ids beside the vectors.
     """
     if model.bidirectional:
         return
@@ -126,12 +124,12 @@ def check_reading(model: IloraModel) -> None:
     model.eval()
     ids = torch.arange(min(8, model.llm.get_input_embeddings().weight.shape[0]), device=model.device)[None]
     with model.gates.uniform():
-        own = model.llm(input_ids=ids, use_cache=False).logits[0].float()
+        logits = model.llm(input_ids=ids, use_cache=False).logits[0].float()
         vectors = model.llm.get_input_embeddings()(ids)
         states = backbone(model.llm)(inputs_embeds=vectors, use_cache=False).last_hidden_state[0]
     model.train(training)
     apart = token_logits(model.llm, states)
-    off, scale = float((own - apart).abs().max()), float(own.abs().max())
+    off, scale = float((logits - apart).abs().max()), float(logits.abs().max())
     full = next(model.llm.parameters()).dtype == torch.float32
     if not off <= (_ROUNDING if full else _ROUNDING_HALF) * scale:
         raise UserError(

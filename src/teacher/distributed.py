@@ -1,30 +1,26 @@
-"""The processes of one `accelerate launch`: who is who, and what they have to agree on.
+"""The processes of one launch: their ranks, and decisions that all of them must share.
+
+Accelerate's own state holds for a whole Python process: a teacher on the CPU would keep a later one from the GPU. So it
+is only made where there are several processes.
 
 Without GPUs `accelerate launch --multi_gpu --num_processes 2` (or `torchrun --nproc-per-node 2`) starts several
 processes all the same; `--cpu` starts one, unless there is MPI.
-Long waits go by files (`wait_until`), so that no collective call times out while one process trains.
+Long waits look for files (`wait_until`): no collective call times out while one process trains.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from src.core.artifacts import lock
 from src.core.logging import get_logger
 from src.core.signals import check_stop
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import Tensor, nn
-
-    from src.teacher.diagnostics import StepSums
 
 _POLL_S = 0.2
 log = get_logger(__name__)
@@ -95,32 +91,3 @@ class Team:
         while not done():
             check_stop()
             time.sleep(_POLL_S)
-
-
-def sum_over_processes(
-    accelerator: Accelerator,
-    trained: Iterable[nn.Parameter],
-    buffers: Iterable[Tensor],
-    sums: StepSums,
-    experts: int,
-) -> None:
-    """Make gradients and sums of one optimizer step those of all processes (trained parameters are few: one call
-    each).
-
-    Args:
-        trained: a parameter without gradient here takes part with zeros.
-        buffers: averaged (BatchNorm's statistics: one gate in all processes).
-    """
-    import torch
-
-    for p in trained:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        p.grad.copy_(accelerator.reduce(p.grad, "sum"))
-    for buffer in buffers:
-        if buffer.is_floating_point():
-            buffer.copy_(accelerator.reduce(buffer, "mean"))
-    load = torch.zeros(experts) if sums.load is None else sums.load
-    packed = torch.tensor([sums.item, sums.lm, sums.tokens, sums.entropy, sums.samples, *load.tolist()])
-    packed = accelerator.reduce(packed.to(accelerator.device), "sum").tolist()
-    sums.item, sums.lm, tokens, sums.entropy, samples, *loads = packed
-    sums.tokens, sums.samples, sums.load = int(tokens), int(samples), torch.tensor(loads)

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src.teacher.config import IloraConfig
 from src.teacher.gating import GateControl, build_router, refuse_merge
 from src.teacher.item_head import ItemHead
-from src.teacher.llm import LoadedLLM, add_lora, backbone, token_logits
-from src.teacher.prompts import IGNORE, Batch
+from src.teacher.llm import LoadedLLM, add_lora, backbone
+from src.teacher.prompts import PromptBatch
 
 
-class Projector(nn.Sequential):
+class ItemProjector(nn.Sequential):
     """SASRec's item space -> the LLM's embedding space: Linear(E, H), GELU, Linear(H, H)."""
 
     def __init__(self, width: int, hidden: int):
@@ -61,7 +60,7 @@ class IloraModel(nn.Module):
         self.adapted = self.gates.attach(self.llm)
         refuse_merge(self.llm)
         self.router = build_router(config.gate, width, self.experts)
-        self.projector = Projector(width, hidden)
+        self.projector = ItemProjector(width, hidden)
         self.projector.requires_grad_(config.train.train_projector)
         objective = config.objective
         n_items = len(item_table) - 1
@@ -103,7 +102,7 @@ class IloraModel(nn.Module):
         """Expert weights [B, K] of the sequences [B, E]."""
         return self.router(h_seq)
 
-    def embed(self, batch: Batch, hybrid: bool = True) -> Tensor:
+    def embed(self, batch: PromptBatch, hybrid: bool = True) -> Tensor:
         """Input vectors [B, T, H]: token embeddings, placeholders overwritten.
 
         Args:
@@ -117,7 +116,7 @@ class IloraModel(nn.Module):
             vectors = self.neutral.expand(int(slots.sum()), -1)
         return x.masked_scatter(slots.unsqueeze(-1), vectors.to(x.dtype))
 
-    def states(self, batch: Batch, hybrid: bool = True) -> Tensor:
+    def states(self, batch: PromptBatch, hybrid: bool = True) -> Tensor:
         """Final hidden states [B, T, H]; call it inside `self.gates.use(...)` or `.uniform()`.
 
         Batches are padded on the right: under causal attention no real token sees the padding, so no
@@ -129,23 +128,15 @@ class IloraModel(nn.Module):
             inputs_embeds=self.embed(batch, hybrid), attention_mask=mask, **extra
         ).last_hidden_state
 
-    def readout(self, states: Tensor, batch: Batch) -> Tensor:
+    def readout(self, states: Tensor, batch: PromptBatch) -> Tensor:
         """[B, H] the state that stands for a text: its last prefix token, or the mean (bidirectional)."""
         if self.bidirectional:
             weights = batch.mask.unsqueeze(-1).to(states.dtype)
             return (states * weights).sum(1) / weights.sum(1)
         return states[torch.arange(len(batch), device=states.device), batch.readout]
 
-    def answer_losses(self, states: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy of every answer token, [M] in row-major order of `batch.labels`."""
-        labels = batch.labels[:, 1:]
-        wanted = labels != IGNORE
-        return F.cross_entropy(
-            token_logits(self.llm, states[:, :-1][wanted]), labels[wanted], reduction="none"
-        )
-
     @torch.no_grad()
-    def item_states(self, batches: list[Batch], hybrid: bool = True) -> Tensor:
+    def item_states(self, batches: list[PromptBatch], hybrid: bool = True) -> Tensor:
         """States [N, H] of the item texts, under the uniform gate and without dropout.
 
         Args:

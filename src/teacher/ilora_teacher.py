@@ -28,16 +28,16 @@ from src.teacher.diagnostics import check_reading
 from src.teacher.distributed import Team
 from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
+from src.teacher.find_batch_size import BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm_loading import load_llm
-from src.teacher.oom import Halving
 from src.teacher.prompts import PromptBuilder, collate
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
 from src.teacher.ranking.base import Context, check_context
 from src.teacher.ranking.hidden import catalogue_scores
 from src.teacher.samples import SampleSource
 from src.teacher.tiny_llm import tiny_llm_folder
-from src.teacher.trainer import Progress, TeacherTrainer
+from src.teacher.trainer import TeacherProgress, TeacherTrainer
 
 log = get_logger(__name__)
 
@@ -58,7 +58,7 @@ class IloraTeacher:
         self.folder = model_dir(data.name, "teacher", self.fingerprint)
         self.score_kind = SCORE_KIND[config.export.ranking]
         self._ranker: Ranker | None = None
-        self._passes = Halving(config.export.batch_size, "teacher.export.batch_size")
+        self._passes = BatchSizeFinder(config.export.batch_size, "teacher.export.batch_size")
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
         """Build everything; train unless a teacher of this fingerprint is there.
@@ -225,7 +225,7 @@ class IloraTeacher:
         counts = {name: sum(p.numel() for p in group) for name, group in self.model.parts().items()}
         base = sum(p.numel() for p in self.model.llm.parameters()) - counts["lora"]
         if not len(train_ids):  # teacher.train.samples=0: the LLM as it is
-            self._save(Progress(), 0)
+            self._save(TeacherProgress(), 0)
             return
         log.info("training on %d samples; base %d parameters, trained %s", len(train_ids), base, counts)
         trainer = TeacherTrainer(
@@ -242,7 +242,7 @@ class IloraTeacher:
         )
         self._save(trainer.fit(), len(train_ids))
 
-    def _save(self, done: Progress, train_samples: int) -> None:
+    def _save(self, done: TeacherProgress, train_samples: int) -> None:
         fields = {
             "dataset": self.data.name,
             "dataset_fingerprint": self.data.fingerprint,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,6 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from huggingface_hub import constants
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,7 +20,6 @@ from transformers import (
     GgufConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from src.core.errors import UserError
@@ -35,24 +29,11 @@ from src.teacher.chat import chat_frame
 from src.teacher.config import TeacherConfig, members_of
 from src.teacher.config_llm import LLMConfig
 from src.teacher.llm import LoadedLLM
+from src.teacher.llm_checks import check_tokenizer, reads_both_sides, refuse_incomplete, refuse_not_finite
 from src.teacher.llm_errors import load_error
 from src.teacher.llm_files import check_files, files_hash
+from src.teacher.merge_adapter import merged, without_adapter
 
-# Encoders that transformers would also load as decoders, by an untrained detour.
-BIDIRECTIONAL = {
-    *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie"),
-    *("eurobert", "modernbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta"),
-}
-# Words that stand for something else in this project's prompts or in the official code's.
-PLACEHOLDER_WORDS = (
-    *("{history}", "{candidates}", "{title}", "{item}"),
-    *("[HistoryEmb]", "[CansEmb]", "[TargetEmb]", "[PH]"),
-)
-# Buffers that older versions of transformers saved, and heads that a text encoder is not asked for.
-_HARMLESS = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|embeddings\.position_ids$")
-_ENCODER_HEADS = re.compile(
-    r"(^|\.)(cls|lm_head|pooler|head|decoder|classifier|vocab_\w+|generator_\w+|discriminator_\w+)\."
-)
 _PATH = "teacher.llm.path"
 log = get_logger(__name__)
 
@@ -134,8 +115,8 @@ def load_llm(config: LLMConfig, folder: Path | None = None) -> LoadedLLM:
         log.warning("teacher.llm.trust_remote_code=true: Python code that comes with %s is run", source.label)
     model, tokenizer, hf_config, bidirectional = _open(config, source, weights=True)
     if config.merge_adapter:
-        model = _merged(model, Path(source.name))
-    _refuse_not_finite(model, source.label)
+        model = merged(model, Path(source.name))
+    refuse_not_finite(model, source.label)
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -169,11 +150,11 @@ def _open(
     settings |= _quantization(config) if weights else {"device_map": "meta"}
     try:
         hf_config = AutoConfig.from_pretrained(source.name, **source.arguments)
-        bidirectional = _reads_both_sides(hf_config, config, source.label)
+        bidirectional = reads_both_sides(hf_config, source.label, config.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
         _no_base_dropout(hf_config)
         auto = AutoModel if bidirectional else AutoModelForCausalLM
-        with _without_adapter(source.name) if config.merge_adapter else nullcontext(source.name) as name:
+        with without_adapter(source.name) if config.merge_adapter else nullcontext(source.name) as name:
             model, report = auto.from_pretrained(
                 name,
                 config=hf_config,
@@ -187,7 +168,7 @@ def _open(
     except Exception as e:  # whatever the libraries raise for a damaged or foreign folder
         raise load_error(config, source.label, e) from e
     refuse_incomplete(report, source.label, bidirectional)
-    _check_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0], source.label)
+    check_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0], source.label)
     return model, tokenizer, hf_config, bidirectional
 
 
@@ -196,119 +177,6 @@ def _libraries_to_the_log() -> None:
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     transformers_logging.disable_progress_bar()
-
-
-def _reads_both_sides(hf_config: Any, config: LLMConfig, label: str) -> bool:
-    """Whether this is a text encoder; raises UserError for what is neither that nor a causal language model."""
-    kind = hf_config.model_type
-    if getattr(hf_config, "is_encoder_decoder", False):
-        raise UserError(f"{label} is an encoder-decoder model ({kind})", "a causal language model", _PATH)
-    other = [n for n in ("vision_config", "audio_config", "speech_config") if getattr(hf_config, n, None)]
-    known = kind in BIDIRECTIONAL or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.trust_remote_code
-    if other or not known:
-        what = f"a model of more than text ({other[0]})" if other else "no language model known here"
-        raise UserError(
-            f"{label} is {what}: model_type {kind}", "a causal language model or a text encoder", _PATH
-        )
-    return kind in BIDIRECTIONAL
-
-
-def refuse_incomplete(report: Mapping[str, Any], label: str, bidirectional: bool) -> None:
-    """Raise UserError naming the first weight that is missing, left over or of another shape.
-
-    Args:
-        report: loading info of transformers: `missing_keys`, `unexpected_keys`, `mismatched_keys`.
-        bidirectional: heads of a text encoder may be missing or left over; nothing reads them.
-    """
-
-    def counting(keys: Iterable[str]) -> list[str]:
-        heads = _ENCODER_HEADS if bidirectional else _HARMLESS
-        return sorted(k for k in keys if not _HARMLESS.search(k) and not heads.search(k))
-
-    missing, extra = counting(report["missing_keys"]), counting(report["unexpected_keys"])
-    if missing:
-        prefix = next((k.removesuffix(missing[0]) for k in extra if k.endswith("." + missing[0])), "")
-        note = f" (its keys begin with {prefix!r})" if prefix else ""
-        raise UserError(
-            f"{label} lacks {len(missing)} of the model's weights, the first {missing[0]}{note}",
-            "every weight that its config.json asks for",
-            _PATH,
-        )
-    if report["mismatched_keys"]:
-        key, found, expected = sorted(report["mismatched_keys"])[0]
-        raise UserError(f"{label}: {key} is {tuple(found)}", f"{tuple(expected)} by its config.json", _PATH)
-    if extra:
-        raise UserError(
-            f"{label} holds {len(extra)} weights that its config.json has no place for, the first {extra[0]}",
-            "the configuration that belongs to the weights",
-            _PATH,
-        )
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, label: str) -> None:
-    """Raise UserError where a token has no embedding, or a word of the prompts is a token of its own."""
-    # Some classes add such tokens by themselves; no text becomes one of them.
-    unread = {tokenizer.pad_token_id, tokenizer.unk_token_id}
-    if label.endswith(".gguf"):
-        unread |= set(tokenizer.get_added_vocab().values())
-    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and i not in unread}
-    if beyond:
-        first = min(beyond)
-        raise UserError(
-            f"{label}: the tokenizer's token {first} ({beyond[first]!r}) is beyond the {rows} rows of the embedding matrix",
-            "the tokenizer that belongs to the weights",
-            _PATH,
-        )
-    if words := sorted(tokenizer.get_added_vocab().keys() & set(PLACEHOLDER_WORDS)):
-        raise UserError(
-            f"{label}: {words[0]!r}, a placeholder of prompts, is a token of the tokenizer",
-            "a tokenizer without such tokens",
-            f"{_PATH} (its tokenizer.json, added_tokens)",
-        )
-
-
-def _refuse_not_finite(model: nn.Module, label: str) -> None:
-    for name, weight in model.named_parameters():
-        # The sum needs no memory; weights whose finite values overflow it are looked at one by one.
-        if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
-            raise UserError(f"{label}: {name} holds NaN or infinity", "finite weights", _PATH)
-
-
-@contextmanager
-def _without_adapter(folder: str) -> Iterator[str]:
-    """A folder of links to all files but the adapter's: transformers would load that by itself, unmerged."""
-    with tempfile.TemporaryDirectory() as links:
-        for file in Path(folder).iterdir():
-            if not file.name.startswith("adapter_"):
-                (Path(links) / file.name).symlink_to(file.resolve())
-        yield links
-
-
-def _merged(model: nn.Module, folder: Path) -> nn.Module:
-    """The model with the adapter in `folder` added to its weights (`teacher.llm.merge_adapter`).
-
-    Raises:
-        UserError: an adapter that does not fit the model, or whose tensors are not all there.
-    """
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise UserError(f"{file} is missing", "the adapter's weights", "teacher.llm.merge_adapter")
-    try:
-        adapted = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
-        tensors, expected = load_file(file), get_peft_model_state_dict(adapted)
-        for name in sorted(tensors.keys() ^ expected.keys()):
-            found = f"{file} {'lacks' if name in expected else 'has an unknown'} {name}"
-            raise UserError(found, "the adapter of these weights", "teacher.llm.merge_adapter")
-        set_peft_model_state_dict(adapted, tensors)
-        merged = adapted.merge_and_unload()
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
-        raise UserError(
-            f"{folder}: the adapter cannot be merged: {' '.join(str(e).split())[:300]}",
-            "an adapter that peft can add to these weights",
-            "teacher.llm.merge_adapter",
-        ) from e
-    log.info("merged the adapter in %s into the weights", folder)
-    return merged
 
 
 def _quantization(config: LLMConfig) -> dict[str, Any]:

@@ -8,25 +8,24 @@ from src.core.candidates import normal_title
 
 
 def answer_line(text: str) -> str:
-    """What of a generated text counts: its first line, case and spacing evened out."""
+    """The first line of a generated text, by `normal_title`."""
     return normal_title(text.split("\n", 1)[0])
 
 
 def match_title(text: str, titles: Sequence[str]) -> int | None:
     """Index of the one title that `text` names; None where it names none, or more than one.
 
-    A text that is a title names it. Otherwise the titles that stand in it count, the longest first: what
-    stands inside of, or overlaps with, a longer one is a part of that one. (The official code counts every
-    title that occurs, so that "Alien" makes the right answer "Aliens" invalid.)
+    A text that equals a title names it. Otherwise every title that occurs in it counts, unless it overlaps a longer
+    one that occurs. (The official code counts all of them, so that "Alien" makes the right answer "Aliens" invalid.)
 
     Args:
-        titles: no two equal but for case and spacing; an empty one never counts.
+        titles: all different by `normal_title`; an empty one never counts.
     """
     line = answer_line(text)
     names = [normal_title(t) for t in titles]
     if line and line in names:
         return names.index(line)
-    claimed: list[tuple[int, int]] = []  # spans of titles that are longer than those looked at
+    claimed: list[tuple[int, int]] = []  # spans of longer titles
     named: set[int] = set()
     for length in sorted({len(n) for n in names if n}, reverse=True):
         spans = []

@@ -19,14 +19,13 @@ from torch.nn import functional as F
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
-from src.core.paths import work_dir
 from src.core.run import Run
 from src.core.seed import numpy_stream
 from src.core.signals import check_stop
 from src.teacher.config import IloraConfig
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.llm import backbone, token_logits
-from src.teacher.trainer import TeacherTrainer
+from src.teacher.training_step import TrainingSteps
 
 BOUND = 0.05
 _SURE = 0.2 * BOUND  # a floor below it is not looked for any further
@@ -71,15 +70,12 @@ def overfit(config: IloraConfig, data: InteractionData, run: Run | None) -> floa
     ids, config = overfit_rows(config, data), overfit_config(config)
     teacher = IloraTeacher(config, data)
     teacher.open()
-    folder = work_dir("overfit", teacher.fingerprint)  # never written to
-    trainer = TeacherTrainer(
-        config, teacher.model, teacher.source, ids, ids, folder, teacher.fingerprint, teacher.accelerator, run
-    )
+    steps = TrainingSteps(config, teacher.model, teacher.source, ids, teacher.accelerator, run)
     floor = answer_floor(teacher, ids) if config.objective.lm > 0 else 0.0
     bound, started = max(BOUND, _SLACK * floor), time.monotonic()
     teacher.model.train()
-    for step in progress(range(trainer.total), "overfit", unit="step"):
-        sums = trainer.step(step)
+    for step in progress(range(steps.total), "overfit", unit="step"):
+        sums = steps.step(step)
         check_stop()
         if (loss := max(sums.item, sums.lm)) < bound:
             break

@@ -56,8 +56,8 @@ class PromptTokens:
                 return ids[n:]
         return self._ids(text) if control else self._plain(text)
 
-    def _ids(self, text: str, **how: bool) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, **how)["input_ids"])
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
 
     def _plain(self, text: str) -> list[int]:
         """Ids of `text` without any control token.
@@ -80,7 +80,7 @@ def readable_titles(tokens: PromptTokens, titles: Sequence[str], most: int | Non
     Raises:
         UserError: a title that is empty, or of which the tokenizer knows nothing.
     """
-    shown = [titles[0]]
+    readable = [titles[0]]
     for item, title in enumerate(map(str.strip, titles[1:]), start=1):
         if not title:
             raise UserError(f"the title of item {item} is empty", "a title per item", "the items file")
@@ -91,13 +91,13 @@ def readable_titles(tokens: PromptTokens, titles: Sequence[str], most: int | Non
                 "at least one token per title",
                 "the items file, or an LLM whose tokenizer knows these characters",
             )
-        shown.append(title if most is None or len(ids) <= most else _beginning(tokens, title, most))
-    cut = [item for item, title in enumerate(titles) if item and title.strip() != shown[item]]
+        readable.append(title if most is None or len(ids) <= most else _beginning(tokens, title, most))
+    cut = [item for item, title in enumerate(titles) if item and title.strip() != readable[item]]
     if cut:
         what = f"teacher.prompt.title_tokens={most}: {len(cut)} of {len(titles) - 1} titles are cut"
-        log.info("%s, first item %d to %r", what, cut[0], shown[cut[0]])
-    _name_alike(tokens, shown)
-    return shown
+        log.info("%s, first item %d to %r", what, cut[0], readable[cut[0]])
+    _name_alike(tokens, readable)
+    return readable
 
 
 def _beginning(tokens: PromptTokens, title: str, most: int) -> str:
@@ -106,14 +106,14 @@ def _beginning(tokens: PromptTokens, title: str, most: int) -> str:
     return title[: max(1, fits)].strip()
 
 
-def _name_alike(tokens: PromptTokens, shown: Sequence[str]) -> None:
+def _name_alike(tokens: PromptTokens, readable: Sequence[str]) -> None:
     """Log the titles that differ for people, not for the tokenizer."""
     first_with: dict[tuple[int, ...], int] = {}
     alike = []
-    for item in range(1, len(shown)):
-        first = first_with.setdefault(tuple(tokens.of(" " + shown[item])), item)
-        if normal_title(shown[first]) != normal_title(shown[item]):
-            alike.append((item, shown[item], first, shown[first]))
+    for item in range(1, len(readable)):
+        first = first_with.setdefault(tuple(tokens.of(" " + readable[item])), item)
+        if normal_title(readable[first]) != normal_title(readable[item]):
+            alike.append((item, readable[item], first, readable[first]))
     if alike:
         log.warning(
             "%d titles have the tokens of another: item %d (%r) those of item %d (%r)", len(alike), *alike[0]

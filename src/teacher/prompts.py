@@ -50,7 +50,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PromptBatch:
     """Examples padded on one side.
 
     Attributes:
@@ -67,14 +67,14 @@ class Batch:
     readout: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+    def to(self, device: torch.device) -> PromptBatch:
+        return PromptBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def collate(examples: Sequence[Example], left: bool = False) -> Batch:
+def collate(examples: Sequence[Example], left: bool = False) -> PromptBatch:
     """Pad to the longest example, on the right (training, ranking) or the left (generation).
 
     Raises:
@@ -100,7 +100,7 @@ def collate(examples: Sequence[Example], left: bool = False) -> Batch:
         mask[row, span] = True
         readout[row] = at + e.prefix - 1
         labels[row, at + e.answer : at + len(e.ids)] = e.ids[e.answer :]
-    return Batch(*(torch.from_numpy(a) for a in (ids, items, mask, readout, labels)))
+    return PromptBatch(*(torch.from_numpy(a) for a in (ids, items, mask, readout, labels)))
 
 
 class _Wording:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from src.core.data_utils import InteractionData
 from src.teacher.encoder import FrozenEncoder
-from src.teacher.oom import Halving
-from src.teacher.prompts import Batch, Example, PromptBuilder, collate
+from src.teacher.find_batch_size import BatchSizeFinder
+from src.teacher.prompts import Example, PromptBatch, PromptBuilder, collate
 
 if TYPE_CHECKING:
     from src.teacher.ilora_model import IloraModel
@@ -32,7 +32,7 @@ class Micro:
     """
 
     rows: np.ndarray
-    prompts: Batch
+    prompts: PromptBatch
     h_seq: Tensor
     targets: Tensor
     prior: Tensor | None
@@ -59,7 +59,7 @@ class SampleSource:
     ):
         self.data, self.builder, self.encoder, self.prior = data, builder, encoder, prior
         # Short texts, many at once: they may shrink further than a training pass.
-        self.item_passes = Halving(min(256, data.n_items), "teacher.llm.dtype", most=8)
+        self.item_passes = BatchSizeFinder(min(256, data.n_items), "teacher.llm.dtype", most=8)
 
     def examples(
         self, sample_ids: np.ndarray, epoch: int | None, answers: bool, candidates: int
@@ -76,9 +76,11 @@ class SampleSource:
         for sample, history, target in zip(sample_ids.tolist(), histories, targets.tolist(), strict=True):
             # Training sees other candidates in every epoch, evaluation always the same.
             draw = epoch or 0
-            shown = self.builder.candidates(sample, history, target, candidates, draw) if candidates else None
+            listed = (
+                self.builder.candidates(sample, history, target, candidates, draw) if candidates else None
+            )
             wording = None if epoch is None else self.builder.wording(sample, epoch)
-            out.append(self.builder.build(history, wording, shown, target if answers else None))
+            out.append(self.builder.build(history, wording, listed, target if answers else None))
         return out
 
     def micro_batches(
@@ -105,7 +107,7 @@ class SampleSource:
         """[N, H] `model.item_states` of the catalogue, in passes that fit the memory."""
         return self.item_passes.run(lambda size: model.item_states(self.item_texts(size), hybrid))
 
-    def item_texts(self, size: int = 256) -> list[Batch]:
+    def item_texts(self, size: int = 256) -> list[PromptBatch]:
         """The texts that stand for the items, in id order."""
         texts = [self.builder.item_text(i) for i in range(1, self.data.n_items + 1)]
         return [collate(texts[i : i + size]) for i in range(0, len(texts), size)]

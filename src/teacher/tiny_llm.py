@@ -2,8 +2,7 @@
 
 A byte-level BPE tokenizer is trained on the catalogue's titles and the prompt's wordings, a small
 Llama is pre-trained as a plain language model on prompts with answers (titles only, no item vectors)
-of a part of the training split, then frozen. It is an artifact of its own, shared by all teachers
-with the same settings.
+of a part of the training split, then frozen. Teachers with the same settings share it.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def tiny_llm_folder(
 def train_tokenizer(texts: list[str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE: any text can be written, words of the titles are mostly one token."""
     core = Tokenizer(models.BPE())
-    # A word with the space before it is one unit, so that " (1995)" can become one token.
+    # A word and the space before it are one unit, so that " (1995)" can become one token.
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r" ?\S+|\s+"), "isolated"),
@@ -140,8 +139,8 @@ def _texts(
     histories, targets = data.histories(ids), data.targets(ids)
     count, texts = builder.config.candidates, []
     for sample, history, target in zip(ids, histories, targets, strict=True):
-        shown = builder.candidates(int(sample), history, int(target), count, epoch) if count else None
-        example = builder.build(history, builder.wording(int(sample), epoch), shown, int(target))
+        listed = builder.candidates(int(sample), history, int(target), count, epoch) if count else None
+        example = builder.build(history, builder.wording(int(sample), epoch), listed, int(target))
         at = np.arange(len(example.ids))
         learned = (at < example.prefix) | (at >= example.answer)
         words = example.ids != PLACEHOLDER

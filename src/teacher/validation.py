@@ -1,4 +1,4 @@
-"""What a teacher is judged and watched by while it trains: a value on validation rows, and some of its answers."""
+"""Validation while the teacher trains: one value that chooses the best step, and some generated answers to read."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ import torch
 from src.core.run import Run
 from src.teacher.candidate_eval import write_answers
 from src.teacher.config import IloraConfig
+from src.teacher.find_batch_size import BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
-from src.teacher.oom import Halving
+from src.teacher.losses import answer_losses
 from src.teacher.ranking import item_vectors, ndcg
 from src.teacher.ranking.base import Context
 from src.teacher.samples import SampleSource
 
 
 def validation_value(
-    config: IloraConfig, model: IloraModel, source: SampleSource, sample_ids: np.ndarray, passes: Halving
+    config: IloraConfig,
+    model: IloraModel,
+    source: SampleSource,
+    sample_ids: np.ndarray,
+    passes: BatchSizeFinder,
 ) -> float:
     """NDCG@10 by the catalogue ranking, or minus the answers' loss where there is no item objective.
 
@@ -47,7 +52,7 @@ def answer_loss(
     for micro in source.micro_batches(sample_ids, batch_size, answers=True, candidates=candidates):
         m = micro.to(model.device)
         with model.gates.use(model.gate(m.h_seq)):
-            losses = model.answer_losses(model.states(m.prompts, hybrid), m.prompts)
+            losses = answer_losses(model.llm, model.states(m.prompts, hybrid), m.prompts.labels)
         total, count = total + float(losses.sum()), count + len(losses)
     model.train()
     return total / count
@@ -61,16 +66,16 @@ def show_answers(
     sample_ids: np.ndarray,
     step: int,
 ) -> None:
-    """What the teacher writes now behind the first `train.show_answers` of these rows, as text for TensorBoard.
+    """Show the answers to the first `train.show_answers` of these rows in TensorBoard (main process only).
 
-    One prefill and at most as many short passes as the longest title has tokens, in the main process alone.
+    Costs one prefill and at most as many short passes as the longest title has tokens.
     """
-    shown = sample_ids[: config.train.show_answers]
-    if run is None or not run.main or len(shown) == 0 or config.objective.lm == 0:
+    rows = sample_ids[: config.train.show_answers]
+    if run is None or not run.main or len(rows) == 0 or config.objective.lm == 0:
         return
     model.eval()
     context = Context(model, source, config.export, config.prompt.mode == "hybrid", config.seed)
-    written = write_answers(context, shown)
+    written = write_answers(context, rows)
     model.train()
     lines = ["| sample | prompt | written | title |", "|---|---|---|---|"]
     for w in written:

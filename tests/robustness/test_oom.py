@@ -12,9 +12,9 @@ import torch
 
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
+from src.teacher.find_batch_size import BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.ilora_teacher import IloraTeacher
-from src.teacher.oom import Halving
 from tests.teacher.conftest import SMALL, TINY, compose_teacher
 
 
@@ -145,11 +145,11 @@ def test_halving_counts() -> None:
     for size, expected in ((100, [100, 50, 25, 13]), (3, [3, 2, 1]), (1, [1])):
         tried.clear()
         with pytest.raises(UserError, match="out of GPU memory"):
-            Halving(size, "key").run(full)
+            BatchSizeFinder(size, "key").run(full)
         assert tried == expected
     tried.clear()
     with pytest.raises(UserError):
-        Halving(64, "key", most=0).run(full)
+        BatchSizeFinder(64, "key", most=0).run(full)
     assert tried == [64]
 
 
@@ -158,11 +158,11 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("shape")
 
     with pytest.raises(RuntimeError, match="shape"):
-        Halving(8, "key").run(broken)
+        BatchSizeFinder(8, "key").run(broken)
 
 
 def test_the_smaller_size_stays() -> None:
-    halving, tried = Halving(8, "key"), []
+    halving, tried = BatchSizeFinder(8, "key"), []
 
     def once(size: int) -> int:
         tried.append(size)

@@ -15,7 +15,7 @@ from src.core.errors import UserError
 from src.core.paths import ROOT
 from src.teacher.config_llm import GateConfig
 from src.teacher.gating import GateControl, ResNet1d, SoftmaxRouter, UniformRouter, build_router, refuse_merge
-from src.teacher.ilora_model import Projector
+from src.teacher.ilora_model import ItemProjector
 from src.teacher.schedule import hybrid_probability, learning_rate
 
 ORACLES = ROOT / "tests" / "oracles"
@@ -226,7 +226,7 @@ def test_routers_give_weights_per_user(kind):
 
 
 def test_projector_meets_the_official_one_and_matches_scale(parts):
-    projector = Projector(64, 96)
+    projector = ItemProjector(64, 96)
     prefix = "projector/state/mlp_proj."
     projector.load_state_dict({k.removeprefix(prefix): v for k, v in parts.items() if k.startswith(prefix)})
     torch.testing.assert_close(projector(parts["projector/x"]), parts["projector/y"], atol=1e-6, rtol=1e-5)

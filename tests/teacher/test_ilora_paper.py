@@ -14,6 +14,7 @@ from src.teacher import trainer as trainer_module
 from src.teacher.export import fill_store
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_teacher import IloraTeacher
+from src.teacher.losses import answer_losses
 from src.teacher.schedule import learning_rate
 from src.teacher.trainer import TeacherTrainer
 from tests.teacher.conftest import TINY, compose_teacher
@@ -97,7 +98,7 @@ def answer_loss(teacher: IloraTeacher) -> float:
     with torch.no_grad():
         for m in teacher.source.micro_batches(ids, 32, answers=True, candidates=20):
             with model.gates.use(model.gate(m.h_seq)):
-                losses.append(model.answer_losses(model.states(m.prompts), m.prompts))
+                losses.append(answer_losses(model.llm, model.states(m.prompts), m.prompts.labels))
     return float(torch.cat(losses).mean())
 
 

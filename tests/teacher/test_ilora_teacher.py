@@ -14,7 +14,8 @@ from src.core.errors import UserError
 from src.teacher.checkpoint import load_teacher, load_trained_state, trained_state
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.interfaces import Teacher
-from src.teacher.item_head import ItemHead, item_loss
+from src.teacher.item_head import ItemHead
+from src.teacher.losses import answer_losses, item_loss
 from src.teacher.prompts import collate
 from src.teacher.ranking import catalogue_scores, item_vectors
 from tests.teacher.conftest import untrained
@@ -122,7 +123,7 @@ def test_gates_differ_between_users_and_change_the_logits(trained, demo_data):
     def outputs(gate):
         with torch.no_grad(), model.gates.use(gate):
             states = model.states(batch)
-            return model.readout(states, batch), model.answer_losses(states, batch)
+            return model.readout(states, batch), answer_losses(model.llm, states, batch.labels)
 
     own, swapped = outputs(gates), outputs(gates.roll(1, 0))
     uniform = outputs(torch.full_like(gates, 0.25))
@@ -210,7 +211,7 @@ def test_a_trained_teacher_is_reused_and_reloads_bit_for_bit(trained, make_confi
 def test_training_time_counts_parts_that_an_earlier_run_made(trained, make_config, demo_data):
     first, report = trained
     assert report["train_seconds"] > report["encoder_seconds"] + report["llm_seconds"]
-    other = IloraTeacher(make_config("teacher.train.samples=32", "teacher.name=other"), demo_data)
+    other = IloraTeacher(make_config("teacher.train.samples=32", "teacher.train.lr=0.0015"), demo_data)
     again = other.prepare(None)  # the encoder and the tiny LLM are there already
     assert not again["reused"]
     assert again["encoder_seconds"] == pytest.approx(first.encoder.seconds, abs=1e-3)
@@ -260,7 +261,7 @@ def test_foreign_or_changed_checkpoints_are_refused(trained, make_config, demo_d
 def test_a_part_that_is_not_saved_is_noticed(make_config, demo_data, teacher_roots, monkeypatch):
     """The reloaded model starts from nothing: what the folder lacks shows in the states."""
     monkeypatch.setattr("src.teacher.ilora_teacher.load_teacher", lambda *a, **k: {"training": {}})
-    config = make_config("teacher.train.samples=32", "teacher.name=unsaved")
+    config = make_config("teacher.train.samples=32", "teacher.train.lr=0.002")
     with pytest.raises(RuntimeError, match="the reloaded teacher answers otherwise"):
         IloraTeacher(config, demo_data).prepare(None)
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import backbone, token_logits
-from src.teacher.prompts import Batch
+from src.teacher.prompts import PromptBatch
 
 _LOGITS_AT_ONCE = 32_000_000  # elements of a [M, V] block in float32: 128 MB
 
@@ -32,7 +32,7 @@ class SharedPrefix:
         last: [B, H] states of the last prompt tokens: they predict the first token of a continuation.
     """
 
-    def __init__(self, model: IloraModel, batch: Batch, hybrid: bool):
+    def __init__(self, model: IloraModel, batch: PromptBatch, hybrid: bool):
         self.model, self.lengths, self.width = model, batch.mask.sum(dim=1), batch.ids.shape[1]
         # Full layers, whatever the model's own windows: padding would push real tokens out of a window.
         self.cache = DynamicCache()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.teacher.ilora_model import IloraModel
+from src.teacher.losses import answer_losses
 from src.teacher.prompts import Example, PromptBuilder, collate
 from src.teacher.ranking.prefix import SharedPrefix, log_probs
 
@@ -133,7 +134,7 @@ def naive_scores(
             batch = collate([text]).to(model.device)
             with model.gates.use(gate[row : row + 1]):
                 states = model.states(batch, hybrid)
-                scores.append(-float(model.answer_losses(states, batch).double().sum()))
+                scores.append(-float(answer_losses(model.llm, states, batch.labels).double().sum()))
         out.append(np.array(scores))
     return out
 

@@ -1,4 +1,8 @@
-"""Running out of GPU memory: half the batch and once more, three times at most."""
+"""Running out of GPU memory: half the samples per pass and once more, three times at most.
+
+Home-made: accelerate's `find_executable_batch_size` collects garbage and empties the GPU's cache before every call, and
+a training step is a call.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,15 @@ MOST = 3
 log = get_logger(__name__)
 
 
-class Halving:
-    """A number of samples per forward pass that shrinks when memory runs out, for the rest of the run.
+class BatchSizeFinder:
+    """Samples per forward pass; the number is halved when memory runs out, for the rest of the run.
 
-    What is computed must not depend on the number: gradients are sums over the effective batch, rankings are
-    per sample.
+    Results must not depend on it: gradients are sums over the effective batch, rankings are per sample.
 
     Args:
         size: samples per pass.
         key: the setting it comes from.
-        most: halvings allowed. Several processes must not halve one by one (they share out the passes): 0.
+        most: halvings allowed; 0 where several processes share the passes: one alone must not halve.
     """
 
     def __init__(self, size: int, key: str, most: int = MOST):
