@@ -148,6 +148,16 @@ def _texts(
     return texts
 
 
+def _padded(texts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [B, T] and what is learned [B, T] of some texts, padded on the right with 0 and False."""
+    longest = max(len(ids) for ids, _ in texts)
+    ids = torch.zeros(len(texts), longest, dtype=torch.long)
+    learned = torch.zeros(len(texts), longest, dtype=torch.bool)
+    for row, (text, wanted) in enumerate(texts):
+        ids[row, : len(text)], learned[row, : len(text)] = torch.from_numpy(text), torch.from_numpy(wanted)
+    return ids, learned
+
+
 def _pretrain(
     model: LlamaForCausalLM,
     builder: PromptBuilder,
@@ -173,13 +183,7 @@ def _pretrain(
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
         numpy_stream(seed, "tiny_llm_order", epoch).shuffle(batches)
         for rows in progress(batches, f"tiny LLM pass {epoch + 1}/{config.epochs}"):
-            longest = max(len(texts[r][0]) for r in rows)
-            ids = torch.zeros(len(rows), longest, dtype=torch.long)
-            real = torch.zeros(len(rows), longest, dtype=torch.bool)
-            for i, r in enumerate(rows):
-                text, learned = (torch.from_numpy(a) for a in texts[r])
-                ids[i, : len(text)], real[i, : len(text)] = text, learned
-            ids, real = ids.to(device), real.to(device)
+            ids, real = (tensor.to(device) for tensor in _padded([texts[row] for row in rows]))
             rate = min(1.0, (step + 1) / warmup)
             if step >= warmup:
                 rate = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
+from src.core.errors import UserError
+from src.teacher.config import llm_fingerprint
 from src.teacher.prompts import PromptBuilder
-from src.teacher.tiny_llm import _texts, train_tokenizer
+from src.teacher.tiny_llm import _texts, tiny_llm_folder, train_tokenizer
 
 
 @pytest.mark.parametrize("count", [0, 5])
@@ -30,3 +34,15 @@ def test_lists_are_read_and_not_learned(make_config, demo_data, count):
         assert read.startswith("\n")
         assert ", ".join(demo_data.titles[i] for i in shown) in read
         assert read.rstrip().endswith(":")
+
+
+def test_the_folder_of_other_settings_is_refused(make_config, demo_data, teacher_roots):
+    """A folder that was copied or renamed to the place of other settings: its manifest names its own fingerprint."""
+    config = make_config()
+    how = (config.prompt, demo_data, config.seed, torch.device("cpu"))
+    mine = tiny_llm_folder(config.llm.tiny, *how)
+    other = replace(config.llm.tiny, lr=0.0021)
+    fingerprint = llm_fingerprint(other, config.prompt, config.seed, demo_data.fingerprint)
+    shutil.copytree(mine, mine.with_name(fingerprint))
+    with pytest.raises(UserError, match=f"fingerprint is '{mine.name}'; expected '{fingerprint}'; delete "):
+        tiny_llm_folder(other, *how)
