@@ -56,6 +56,11 @@ def llm_shape(config: LLMConfig) -> Shape | None:
                 f"{folder} holds no config.json", "a folder in Hugging Face layout", "teacher.llm.path"
             )
         return _shape(read_object(folder / "config.json"))
+    if config.kind == "gguf":
+        from transformers import AutoConfig
+
+        file = resolve(str(config.path))
+        return _shape(AutoConfig.from_pretrained(file.parent, gguf_file=file.name).to_dict())
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(str(config.path), "config.json", revision=config.revision)
