@@ -29,6 +29,7 @@ check shfmt "${bin}/shfmt" -d -i 2 -ci "${shell_files[@]}"
 check hadolint "${bin}/hadolint" Dockerfile
 check ruff "${bin}/python" -m ruff check --quiet .
 check black "${bin}/python" -m black --check --quiet .
+check mypy "${bin}/python" -m mypy
 check pytest "${bin}/python" -m pytest -q "$@"
 
 if ((${#failed[@]})); then

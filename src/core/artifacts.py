@@ -198,7 +198,7 @@ def number_in(fields: Mapping[str, Any], key: str, where: Path, fix: str) -> flo
         UserError: there is none.
     """
     value = fields.get(key) if isinstance(fields, Mapping) else None
-    if type(value) not in (int, float) or not -1e300 < value < 1e300:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
         raise UserError(f"{where}: {key} is {value!r}", "a number", fix)
     return float(value)
 

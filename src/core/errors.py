@@ -77,7 +77,7 @@ def disk_error(error: BaseException) -> UserError | None:
         return None
     name = getattr(error, "filename", None) or "a file of the run"
     return UserError(
-        f"{os.strerror(number)}: {name}",
+        f"{os.strerror(number or 0)}: {name}",
         "a disk that takes writes",
         "its space or permissions (ANYO_DATA_ROOT, ANYO_RESULT_ROOT name other places); the same command goes on",
     )

@@ -102,7 +102,12 @@ class Run:
             return
         if state == "completed":
             write_manifest(self.dir / "metrics", {"stage": self.stage, "fingerprint": self.fingerprint})
-        fields = {"state": state, "stage": self.stage, "reason": reason, "fingerprint": self.fingerprint}
+        fields: dict[str, Any] = {
+            "state": state,
+            "stage": self.stage,
+            "reason": reason,
+            "fingerprint": self.fingerprint,
+        }
         fields |= {"seed": self.seed, "started_at": self.started_at, "updated_at": now()}
         write_json(self.dir / "status.json", {**fields, **this_process()})
 

@@ -164,7 +164,9 @@ class StoreWriter:
         check_embeddings(item_embeddings, self.n_items, "teacher")
         tmp = self.folder.with_name(f".{self.folder.name}.tmp")
         shutil.rmtree(tmp, ignore_errors=True)
-        n_samples, weights, top_k = {}, {}, 0
+        n_samples: dict[str, int] = {}
+        weights: dict[str, str | None] = {}
+        top_k = 0
         try:
             for split, given in splits.items():
                 joint = _Joint(self, _pieces(split, given))

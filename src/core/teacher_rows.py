@@ -70,7 +70,7 @@ class TeacherRows:
         wrong = self.scores[:, 1:] < self.scores[:, :-1]
         if score_kind == "log_likelihood":
             wrong = self.scores[:, 1:] > self.scores[:, :-1]
-        wrong = wrong.any(axis=1)
+        wrong = np.any(wrong, axis=1)
         if wrong.any():
             raise UserError(
                 f"{where}: scores of sample {self.sample_ids[wrong][0]} are not best first for score_kind={score_kind}",

@@ -82,8 +82,8 @@ def find_lines(rows: Sequence[Row], candidates: CandidateSet) -> list[Line]:
     """The rows' answers; a row whose runs were asked about other candidates is left out."""
     lines = []
     for row in rows:
-        found = [_ways(run, candidates) for run in row.runs]
-        if None in found:
+        found = [ways for run in row.runs if (ways := _ways(run, candidates)) is not None]
+        if len(found) < len(row.runs):
             log.info("%s was not asked about the candidates %s: not shown", row.name, candidates.fingerprint)
             continue
         for way in (w for w in WAYS if all(w in f for f in found)):

@@ -146,7 +146,8 @@ def stored_ranks(run: RunRecord) -> Ranks:
                 f"{path}: {found.dtype} {found.shape}", f"{len(ids)} ranks from 1 on", f"delete {run.folder}"
             )
         ranks.append(found)
-    return Ranks(ids, *ranks, lengths)
+    ranked, excluded, past = ranks
+    return Ranks(ids, ranked, excluded, past, lengths)
 
 
 def check_variants(settings: Settings) -> None:

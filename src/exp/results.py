@@ -122,7 +122,7 @@ def record_choices(
         return
     draws, n, count = candidates.items.shape
     folder, ways = run.dir / "metrics", {way: c.figures() for way, c in choices.items()}
-    fields = {"dataset": data.name, "dataset_fingerprint": data.fingerprint}
+    fields: dict[str, Any] = {"dataset": data.name, "dataset_fingerprint": data.fingerprint}
     fields |= {"candidates": candidates.fingerprint, "n": n, "count": count, "draws": draws, "ways": ways}
     for way, c in choices.items():
         save_npy(folder / f"candidate_hits_{way}.npy", c.hits)
@@ -161,7 +161,8 @@ def store_ranks(store: TeacherStore, data: InteractionData, split: str) -> Ranks
     ):
         ranks.append(ranks_in_lists(rows.rankings, rows.scores, targets, excluded))
         lengths[convention] = shortest_list(rows.rankings, excluded)
-    return Ranks(ids, *ranks, lengths)
+    ranked, without_history, without_past = ranks
+    return Ranks(ids, ranked, without_history, without_past, lengths)
 
 
 def record_student(

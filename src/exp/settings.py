@@ -37,7 +37,7 @@ class CompareConfig:
     users: tuple[str, ...] = setting("raw ids of users whose lists report.html shows, beside drawn ones")
 
     def problems(self) -> list[str]:
-        twice = sorted({s for s in self.seeds or () if self.seeds.count(s) > 1})
+        twice = sorted({s for s in self.seeds or () if (self.seeds or ()).count(s) > 1})
         out = [
             f"seeds: found {s} more than once, expected different seeds (a run of its own each)"
             for s in twice

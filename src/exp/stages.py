@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from src.core.artifacts import fingerprint, lock, write_text
 from src.core.candidates import load_candidates
@@ -114,7 +115,11 @@ def run_distill(settings: Settings, run: Run) -> float | None:
             selection=selected_samples(settings, data, distilling=True),
         )
         run.write_times(distill_student_train_time=result.seconds)
-        fields = {"store": str(store.folder), "note": store_note(store, data), **_teacher(settings)}
+        fields: dict[str, Any] = {
+            "store": str(store.folder),
+            "note": store_note(store, data),
+            **_teacher(settings),
+        }
         read = {"rankings": settings.distill.ranks, "embeddings": settings.distill.embedding != "none"}
         fields |= {
             "control": settings.distill.control,
@@ -148,7 +153,7 @@ def run_eval_all(settings: Settings, run: Run) -> None:
     first: dict[str, float] = {}  # the configuration's own rows come first
     for row in rows:
         first = {**row.times(), **first}
-    run.write_times(**first)
+    run.write_times(False, **first)
     summary = (
         f"{found.summary}Everything: {run.dir}/metrics/comparison.md, report.html and {run.dir}/plots/\n"
     )

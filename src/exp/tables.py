@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def long_table(
 
 
 def _lines(
-    row: Row, names: Sequence[str], sliced: Sequence[str], masks: dict[tuple[str, str], np.ndarray]
+    row: Row, names: Iterable[str], sliced: Sequence[str], masks: dict[tuple[str, str], np.ndarray]
 ) -> Iterator[tuple[Any, ...]]:
     seeds = [fields.get("seed") for fields in row.metrics]
     for convention in CONVENTIONS:
@@ -53,11 +53,20 @@ def _lines(
                 for (group, name), mask in masks.items() if metric in sliced else ():
                     yield (*start, group, name, int(mask.sum()), metric, values[mask].mean())
     for seed, fields, run in zip(seeds, row.metrics, row.runs, strict=True):
-        start = (row.name, row.kind, seed)
+        run_start = (row.name, row.kind, seed)
         for metric, value in fields["valid"].items():
-            yield (*start, "valid", fields.get("convention"), "all", "all", fields["n_valid"], metric, value)
+            yield (
+                *run_start,
+                "valid",
+                fields.get("convention"),
+                "all",
+                "all",
+                fields["n_valid"],
+                metric,
+                value,
+            )
         for name, seconds in run.times.items():
-            yield (*start, "time", "", "all", "all", 0, name, seconds)
+            yield (*run_start, "time", "", "all", "all", 0, name, seconds)
 
 
 def metric_table(long: pd.DataFrame, convention: str) -> pd.DataFrame:

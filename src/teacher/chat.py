@@ -72,7 +72,8 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, mode: str) -> ChatFrame | Non
     except Exception as e:  # as above; a template without assistants only loses its end
         log.info("the chat template takes no assistant's message (%s): teacher.prompt.end ends answers", e)
         end = ""
-    return ChatFrame(*text.split(_MESSAGE), end)
+    before, after = text.split(_MESSAGE)
+    return ChatFrame(before, after, end)
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: bool) -> str:

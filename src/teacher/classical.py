@@ -19,7 +19,7 @@ from src.core.errors import UserError
 from src.core.metrics import Ranks
 from src.core.run import Stopwatch
 from src.core.teacher_store import TeacherRows, locate
-from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig
+from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig, TeacherConfig
 
 if TYPE_CHECKING:
     from src.core.run import Run
@@ -40,7 +40,7 @@ class Filler:
 
     def __init__(
         self,
-        config: PopularityConfig | KnnConfig | MarkovConfig | SasrecConfig,
+        config: TeacherConfig,
         data: InteractionData,
         train_ids: np.ndarray | None = None,
     ):
@@ -71,7 +71,7 @@ class Filler:
         for values in self.fitted():
             # The rows are float32; the last bit of a float64 may depend on the processor.
             exact = np.issubdtype(values.dtype, np.integer)
-            digest.update(np.ascontiguousarray(values, values.dtype if exact else np.float32))
+            digest.update(np.ascontiguousarray(values, values.dtype if exact else np.float32).data)
         return digest.hexdigest()[:12]
 
     def train_sample_ids(self) -> np.ndarray:
@@ -124,7 +124,7 @@ class Filler:
     def _own(self, sample_ids: np.ndarray) -> np.ndarray:
         """Positions of the samples whose own transitions must be taken out of their scores."""
         known = locate(self._train_ids, sample_ids)[1]
-        return np.flatnonzero(known & self.config.leave_one_out)
+        return np.flatnonzero(known) if getattr(self.config, "leave_one_out", False) else np.arange(0)
 
     def _popularity(self) -> np.ndarray:
         """[N] share of every item among the training targets, each counted once more than it occurs."""

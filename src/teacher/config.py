@@ -5,7 +5,7 @@ Which class a group is built into, its key `kind` says: `KINDS` in `src/teacher/
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from pydantic import Field
@@ -316,7 +316,7 @@ class OfficialFilesConfig(TeacherConfig):
         return {"kind": self.kind, "name": self.name}
 
 
-def wants_overfit(config: TeacherConfig) -> bool:
+def wants_overfit(config: TeacherConfig) -> TypeGuard[IloraConfig]:
     """Whether this teacher is only to be debugged (src/teacher/overfit.py): it is nobody's result."""
     return isinstance(config, IloraConfig) and config.overfit is not None
 

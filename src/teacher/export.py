@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from src.core.run import Run, Stopwatch
 from src.core.seed import numpy_stream
 from src.core.store_writer import StoreWriter, discard_partial
 from src.core.teacher_store import TeacherStore, locate
-from src.teacher.config import ExportConfig, TeacherConfig
+from src.teacher.config import ExportConfig, IloraExportConfig, TeacherConfig
 from src.teacher.distributed import Team
 from src.teacher.factory import build_teacher
 from src.teacher.folds import split_folds
@@ -121,6 +122,9 @@ class _Export:
             )
         self.forecast_given = False
 
+    def _is_written(self, piece: str, samples: np.ndarray) -> bool:
+        return self.writer.missing(piece, samples) == 0
+
     def make(self, selected: np.ndarray | None) -> None:
         ids = export_ids(self.export, self.config.seed, self.data, selected)
         pieces: dict[str, dict[str, np.ndarray]] = {split: {split: i} for split, i in ids.items()}
@@ -155,9 +159,7 @@ class _Export:
             self.team.wait_until(lambda: is_complete(self.folder), "the main process to finish the store")
             return
         for piece, samples in ((p, s) for own in pieces.values() for p, s in own.items()):
-            self.team.wait_until(
-                lambda p=piece, s=samples: self.writer.missing(p, s) == 0, f"the other processes' {piece}"
-            )
+            self.team.wait_until(partial(self._is_written, piece, samples), f"the other processes' {piece}")
         self._finish(name, ids, pieces, embeddings, known, trained, weights)
 
     def _fold(self, piece: str, samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
@@ -240,7 +242,9 @@ class _Export:
             "teacher_fingerprint": self.folder.name,
             "ranking": getattr(export, "ranking", None),
             # Such lists hold no history items: their length counts for both conventions of evaluation.
-            "history_excluded": getattr(export, "ranking", None) == "rerank" and export.exclude_history,
+            "history_excluded": isinstance(export, IloraExportConfig)
+            and export.ranking == "rerank"
+            and export.exclude_history,
             "folds": self.folds,
             "n_train_split": len(self.data.splits["train"]),
             "in_sample": {split: len(samples) for split, samples in in_sample.items()},

@@ -163,8 +163,8 @@ class IloraTeacher:
         out = np.empty((len(sample_ids), self.data.n_items), np.float32)
 
         def scored(size: int) -> np.ndarray:
-            ranker = self._ranker_with(size, sample_ids)
-            how = {"hybrid": self.hybrid, "batch_size": size}
+            ranker: Any = self._ranker_with(size, sample_ids)
+            how: dict[str, Any] = {"hybrid": self.hybrid, "batch_size": size}
             for rows, log_p in catalogue_scores(self.model, self.source, sample_ids, ranker.items, **how):
                 out[rows] = log_p.cpu().numpy()
             return out

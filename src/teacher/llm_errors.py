@@ -23,7 +23,8 @@ def load_error(config: LLMConfig, label: str, error: Exception) -> UserError:
     Args:
         label: the model, as messages call it.
     """
-    causes, cause = [], error
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
     while cause is not None:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__

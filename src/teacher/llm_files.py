@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from src.core.artifacts import fingerprint, read_object, sha256_file, write_json
 from src.core.errors import UserError
@@ -134,7 +135,7 @@ def _check_whole(file: Path) -> None:
             return
         length = int.from_bytes(f.read(8), "little")
         try:
-            header = json.loads(f.read(length)) if 8 + length <= size else None
+            header: Any = json.loads(f.read(length)) if 8 + length <= size else None
             ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(

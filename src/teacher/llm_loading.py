@@ -49,7 +49,10 @@ class _Source:
     @classmethod
     def of(cls, config: LLMConfig, folder: Path | None = None) -> _Source:
         """The source that `config` names; its files are looked at (`check_files`)."""
-        arguments = {"trust_remote_code": config.trust_remote_code, "local_files_only": config.kind != "hub"}
+        arguments: dict[str, Any] = {
+            "trust_remote_code": config.trust_remote_code,
+            "local_files_only": config.kind != "hub",
+        }
         if config.kind == "hub":
             arguments |= {"revision": config.revision} if config.revision else {}
             label = f"model {config.path} (revision {config.revision or 'default'})"

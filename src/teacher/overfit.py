@@ -43,7 +43,7 @@ def overfit_config(config: IloraConfig) -> IloraConfig:
         objective=replace(config.objective, refresh_steps=_STEPS),
         train=replace(
             config.train,
-            batch_size=config.overfit,
+            batch_size=config.overfit or 1,
             epochs=_STEPS,
             lr_floor=1.0,
             weight_decay=0.0,

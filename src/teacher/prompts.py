@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -227,8 +228,8 @@ class PromptBuilder:
         room = self.context - len(wording.before) - len(wording.cue) - tail_length - reserve
         while len(items) > 1 and self._listed_length(items) > room:
             items = items[1:]
-        head = [wording.before, *self._listed(items), wording.cue]
-        prefix = sum(map(len, head))
+        head: list[Any] = [wording.before, *self._listed(items), wording.cue]
+        prefix = sum(len(part) for part in head)
         ids = np.concatenate([np.asarray(p, np.int64) for p in (*head, *tail)])
         slots = items if candidates is None else np.concatenate([items, candidates])
         answer_length = 0 if answer is None else len(self._answers[answer])

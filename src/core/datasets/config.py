@@ -50,7 +50,7 @@ class CsvConfig:
     @property
     def sep(self) -> str:
         """One character; "" where the file's ending says it."""
-        return {None: "", "tab": "\t", "\\t": "\t"}.get(self.separator, self.separator)
+        return {None: "", "tab": "\t", "\\t": "\t"}.get(self.separator, self.separator or "")
 
     @property
     def codec(self) -> str:

@@ -93,7 +93,7 @@ def convert(source: Path, target: Path) -> dict[str, int]:
     for path, name in zip(paths, SPLIT_FILES, strict=True):
         if path.suffix == ".csv":
             with open(path, newline="", encoding="utf-8") as f:
-                table = list(csv.reader(f))[1:]
+                table: list[Any] = list(csv.reader(f))[1:]
         else:
             frame = read_pickled_table(path)
             table = list(zip(frame["seq"], frame["len_seq"], frame["next"], strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,6 +112,7 @@ def encode(
     Raises:
         UserError: a blank or missing id; one number in two notations (12 and 12.0).
     """
+    values: Any
     if isinstance(column, pa.ChunkedArray):
         if not pa.types.is_dictionary(column.type):
             return encode(column.to_numpy())

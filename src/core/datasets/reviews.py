@@ -80,7 +80,7 @@ def _reviews(path: Path) -> pa.Table:
     try:
         return read_json(path, _REVIEW)
     except UserError:
-        allowed = {int: int, float: (int, float), Id: str}
+        allowed: Any = {int: int, float: (int, float), Id: str}
         for number, record in records(path, json.loads, "JSON"):  # where it stands
             for name, kind in _REVIEW.items():
                 value = record.get(name)

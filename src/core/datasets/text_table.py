@@ -99,7 +99,7 @@ class _Text:
         self.positions: list[str] | None = None
         if form.header:
             first = io.TextIOWrapper(pa.BufferReader(self.data), "utf-8-sig", errors="replace", newline="")
-            quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+            quoting: Any = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
             header = next(csv.reader(first, delimiter=self.sep, quoting=quoting), [])
             self.names = match_names(path, columns, header, form.keys)
         else:
@@ -130,7 +130,12 @@ class _Text:
         except UnicodeDecodeError as e:
             return _wrong_byte(self.path, raw, e, self.form)
         odd: list[pa_csv.InvalidRow] = []  # blank lines and lines of another width
-        skip = {"ignore_empty_lines": False, "invalid_row_handler": lambda row: (odd.append(row), "skip")[1]}
+
+        def keep(row: pa_csv.InvalidRow) -> str:
+            odd.append(row)
+            return "skip"
+
+        skip = {"ignore_empty_lines": False, "invalid_row_handler": keep}
         texts = dict.fromkeys(self.positions or self.names.values(), pa.string())
         unknown = UserError(f"{self.path} cannot be parsed: {error}", "a text table", str(self.path))
         try:

@@ -7,8 +7,14 @@ trie       beam search that can only write titles; log-likelihoods
 grounding  BIGRec: a text is generated freely; items by the L2 distance of their texts' states to its own
 """
 
-from src.teacher.ranking.base import SCORE_KIND, Ranker, make_ranker
-from src.teacher.ranking.hidden import catalogue_scores, item_vectors, ndcg, rank_catalogue
+from collections.abc import Callable
+
+from src.teacher.ranking.base import SCORE_KIND, Context, Ranker
+from src.teacher.ranking.exact import ExactRanker
+from src.teacher.ranking.grounding import GroundingRanker
+from src.teacher.ranking.hidden import HiddenRanker, catalogue_scores, item_vectors, ndcg, rank_catalogue
+from src.teacher.ranking.rerank import RerankRanker
+from src.teacher.ranking.trie import TrieRanker
 
 __all__ = [
     "SCORE_KIND",
@@ -19,3 +25,16 @@ __all__ = [
     "ndcg",
     "rank_catalogue",
 ]
+
+_METHODS: dict[str, Callable[[Context], Ranker]] = {
+    "hidden": HiddenRanker,
+    "rerank": RerankRanker,
+    "exact": ExactRanker,
+    "trie": TrieRanker,
+    "grounding": GroundingRanker,
+}
+
+
+def make_ranker(context: Context) -> Ranker:
+    """The method that `teacher.export.ranking` names."""
+    return _METHODS[context.export.ranking](context)

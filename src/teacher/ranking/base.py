@@ -56,20 +56,6 @@ class Ranker(Protocol):
         """The k best items of every sample, rows in the order of `sample_ids`."""
 
 
-def make_ranker(context: Context) -> Ranker:
-    """The method that `teacher.export.ranking` names."""
-    from src.teacher.ranking import exact, grounding, hidden, rerank, trie
-
-    methods = {
-        "hidden": hidden.HiddenRanker,
-        "rerank": rerank.RerankRanker,
-        "exact": exact.ExactRanker,
-        "trie": trie.TrieRanker,
-        "grounding": grounding.GroundingRanker,
-    }
-    return methods[context.export.ranking](context)
-
-
 @dataclass(frozen=True)
 class Prompts:
     """Some samples' prompts in one batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class HiddenRanker:
 
     def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
         c = self.context
-        how = {"hybrid": c.hybrid, "batch_size": c.export.batch_size}
+        how: dict[str, Any] = {"hybrid": c.hybrid, "batch_size": c.export.batch_size}
         return rank_catalogue(c.model, c.source, sample_ids, self.items, k, **how)
 
 
