@@ -56,6 +56,13 @@ class _Root:
     dry_run: bool = setting("check, print the plan, and stop")
 
 
+@config_group
+class PlanConfig:
+    """`plan`: what a dry run plans for."""
+
+    device: str = setting("where the LLM would run", choices=("here", "a100", "h100", "l4"))
+
+
 GROUPS: dict[str, type] = {
     "dataset": DatasetConfig,
     "student": StudentConfig,
@@ -63,6 +70,7 @@ GROUPS: dict[str, type] = {
     "active": ActiveConfig,
     "eval": EvalConfig,
     "compare": CompareConfig,
+    "plan": PlanConfig,
 }
 
 
@@ -78,6 +86,7 @@ class Settings:
     active: ActiveConfig
     eval: EvalConfig
     compare: CompareConfig
+    plan: PlanConfig
     overrides: tuple[str, ...] = ()
 
     @classmethod
