@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_plan_of_every_stage(stage: Stage, name: str) -> None:
         assert "M parameters, about" in ended.err
         assert "no GPU" in ended.err or "GiB free;" in ended.err
         assert re.search(
-            r"time: about encoder, at most .* LLM .*, export of 360 samples by hidden", ended.err
+            r"time: about encoder, at most .* LLM .*, export of 373 samples by hidden", ended.err
         )
     if name == "run_student_baseline":
         assert re.search(r"time: at most [\d.]+ m?i?n?s? ?of training, 2 epochs of", ended.err)
@@ -98,61 +99,66 @@ def test_a_plan_fetches_nothing(stage: Stage, monkeypatch) -> None:
 
 
 def test_time_of_a_student_grows_with_its_samples_and_epochs() -> None:
-    from src.exp.duration import Sizes, _student_seconds
+    from src.exp.costs import Sizes, student_seconds
     from tests.robustness.cases_config import load
 
     settings = load({"student.device": "cpu", "student.width": 16, "student.max_epochs": 10})
     small, large = (
-        _student_seconds(settings, settings.student, Sizes(n, n // 8, n // 8, 50, True))
-        for n in (10**4, 10**7)
+        student_seconds(settings, settings.student, Sizes(n, n // 8, n // 8, 50, "")) for n in (10**4, 10**7)
     )
     assert 0 < 20 * small < large
 
 
-def test_tokens_of_an_export_by_method(monkeypatch) -> None:
-    """One second per token of one block: 168 tokens of the prompt, 12 per title."""
-    from dataclasses import replace
-
-    from src.exp import duration
+def test_work_of_an_export_by_method() -> None:
+    """Two operations per weight and token of the blocks: 168 tokens of the prompt, 12 per title."""
+    from src.exp import costs
     from tests.robustness.cases_config import load
 
     settings = load({"teacher.objective.lm": 1.0, "teacher.export.pool": 20, "teacher.export.top_k": 10})
-    shape = duration.llm_shape(settings.teacher.llm)
-    assert shape is not None and shape.layers == 2
-    monkeypatch.setattr(duration, "_block_seconds", lambda *a: (1.0, 3.0))
-    sizes = duration.Sizes(12000, 2000, 100, 50, True)
-    found = {}
+    size = costs.llm_size(costs.language_model(settings.teacher.llm), settings.teacher.lora.rank)
+    assert size.blocks == 2
+    sizes, found, token = costs.Sizes(12000, 2000, 100, 50, ""), {}, 2.0 * size.in_blocks
     for ranking in ("hidden", "rerank", "exact"):
         config = replace(settings.teacher, export=replace(settings.teacher.export, ranking=ranking))
-        training, found[ranking] = duration._llm_seconds(settings, config, shape, sizes, 7)
-    assert found == {"hidden": 7 * 2 * 168, "rerank": 7 * 2 * (168 + 240), "exact": 7 * 2 * (168 + 600)}
-    # 12,000 x 4 samples; 15 refreshes of 50 titles; 8 validations of 1,000; 4 x 6,000 texts of pre-training
-    assert training == 2 * (48000 * 168 * 3 + 15 * 50 * 18 + 8000 * 168 + 24000 * 168 * 4)
+        training, found[ranking] = costs.llm_work(settings, config, size, sizes, 7)
+    assert found == {
+        "hidden": 7 * 168 * token,
+        "rerank": 7 * (168 + 240) * token,
+        "exact": 7 * (168 + 600) * token,
+    }
+    # 12,000 x 4 samples, forward and back; 15 refreshes of 50 titles; 8 validations of 1,000; 4 x 6,000 texts of
+    # pre-training, whose weights have gradients too
+    assert training == token * (48000 * 168 * 2 + 15 * 50 * 18 + 8000 * 168 + 24000 * 168 * 3)
 
 
-def test_forecast_by_hand() -> None:
-    from src.exp.forecast import Shape, _shape, memory
-
-    # Llama-2-7B: 6.74 G parameters; ours leaves out the norms.
-    seven = _shape(
-        {
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "vocab_size": 32000,
-        }
-    )
-    assert isinstance(seven, Shape) and seven.parameters() == pytest.approx(6.738e9, rel=1e-3)
-    # peft counts 39,976,960 trainable parameters for rank 16 on all linears of this model.
-    assert seven.lora_parameters(16) == 39_976_960
+def test_sizes_and_memory_by_hand(tmp_path: Path) -> None:
+    from src.exp import costs
     from tests.robustness.cases_config import load
 
+    llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    llama |= {"num_attention_heads": 32, "vocab_size": 32000}
+    (tmp_path / "config.json").write_text(json.dumps(llama))
     settings = load({"teacher.llm.dtype": "bfloat16"})
-    parts = memory(settings.teacher, seven, 10)
-    assert parts["weights"] == pytest.approx(13.48e9, rel=1e-2)
+    seven = replace(settings.teacher.llm, kind="local", path=str(tmp_path), tiny=None)
+    size = costs.llm_size(costs.language_model(seven), 16)
+    # Llama-2-7B; peft counts as many trainable parameters for rank 16 on all linears of this model.
+    assert (size.parameters, size.lora) == (6_738_415_616, 39_976_960)
+    parts = costs.memory(settings.teacher, size, 10)
+    assert parts["weights"] == 2 * 6_738_415_616 and parts["trained"] == 16 * 39_976_960
     # 64 samples x 168 tokens x 4096 x 34 bytes x 32 blocks, and the answers' logits
     assert parts["activations"] == pytest.approx(64 * 168 * 4096 * 34 * 32 + 64 * 16 * 32000 * 8)
+    # A frozen 7B on an A100: 4 operations per weight of a block and token, at 40 % of 312 TFLOP/s
+    training, _ = costs.llm_work(settings, settings.teacher, size, costs.Sizes(10**6, 0, 0, 50, ""), 0)
+    tokens = 10**6 * settings.teacher.train.epochs * 168
+    assert training / costs.DEVICES["a100"].speed("bfloat16") > tokens * 4 * 6.47e9 / 124.8e12
+
+
+def test_a_plan_for_a_named_device_and_an_unprepared_dataset(stage: Stage) -> None:
+    """The raw files are counted, not guessed, and stay unprepared."""
+    ended = stage("run_teacher", *TINY, *TINY_TEACHER, "dry_run=true", "plan.device=h100")
+    assert ended.code == 0 and "298 training samples and 39 items (counted in the raw files)" in ended.err
+    assert "h100 at 40% of its peak" in ended.err and "h100: 80 GiB" in ended.err
+    assert not data_root().exists()
 
 
 @pytest.mark.parametrize("root", ["ANYO_RESULT_ROOT", "ANYO_DATA_ROOT"])
