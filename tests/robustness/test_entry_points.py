@@ -147,10 +147,8 @@ def test_sizes_and_memory_by_hand(tmp_path: Path) -> None:
     assert parts["weights"] == 2 * 6_738_415_616 and parts["trained"] == 16 * 39_976_960
     # 64 samples x 168 tokens x 4096 x 34 bytes x 32 blocks, and the answers' logits
     assert parts["activations"] == pytest.approx(64 * 168 * 4096 * 34 * 32 + 64 * 16 * 32000 * 8)
-    # A frozen 7B on an A100: 4 operations per weight of a block and token, at 40 % of 312 TFLOP/s
-    training, _ = costs.llm_work(settings, settings.teacher, size, costs.Sizes(10**6, 0, 0, 50, ""), 0)
-    tokens = 10**6 * settings.teacher.train.epochs * 168
-    assert training / costs.DEVICES["a100"].speed("bfloat16") > tokens * 4 * 6.47e9 / 124.8e12
+    assert size.in_blocks == 6_738_415_616 - 2 * 32000 * 4096 - 4096  # tables and the last norm
+    assert costs.DEVICES["a100"].speed("bfloat16") == pytest.approx(0.4 * 312e12)
 
 
 def test_a_plan_for_a_named_device_and_an_unprepared_dataset(stage: Stage) -> None:
