@@ -247,10 +247,11 @@ def teacher_seconds(settings: Settings, sizes: Sizes, device: str) -> dict[str, 
 
 
 def export_rows(settings: Settings, sizes: Sizes) -> int:
-    """Training samples that get a row of the store, and all of validation and test."""
+    """Samples that get a row of the store."""
     export = settings.teacher.export
     share = (settings.active.share or 1.0) if export.samples == "active" else export.train_share
-    return round(sizes.train * share) + sizes.valid + sizes.test
+    train = round(sizes.train * share)
+    return sum(train if split == "train" else getattr(sizes, split) for split in export.splits)
 
 
 def student_seconds(

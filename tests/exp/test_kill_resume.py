@@ -239,7 +239,9 @@ def test_fifty_kills_per_stage(tmp_path: Path, run: Run, undisturbed: Undisturbe
     kill_and_compare(name, run, undisturbed, tmp_path / "root", 50, random.Random(2))
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_signals_end_at_the_next_step(tmp_path: Path, run: Run, signum: int, code: int) -> None:
     ended = run(tmp_path, "run_student_baseline", "epoch 2/", signum=signum)
     assert ended.code == code
