@@ -36,12 +36,13 @@ from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
 from src.core.memory import keep_freed_memory
 from src.core.paths import CONF, ROOT
+from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import ranking_signals
 from src.distill.objective import DistillObjective
 from src.student.config import StudentConfig
-from src.student.datamodule import Samples, Selection
+from src.student.datamodule import Samples
 from src.student.losses import propensity
 from src.student.models import build_student
 from src.student.objective import BaselineObjective

@@ -27,9 +27,10 @@ from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
 from src.core.paths import CONF
 from src.core.seed import seed_everything
+from src.core.selection import Selection
 from src.student.checkpoint import save_student
 from src.student.config import StudentConfig
-from src.student.datamodule import Samples, Selection
+from src.student.datamodule import Samples
 from src.student.evaluator import rank_samples
 from src.student.models import build_student
 from src.student.objective import BaselineObjective

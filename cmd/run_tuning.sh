@@ -7,7 +7,7 @@ set -euo pipefail
 # shellcheck source=cmd/_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
-read -ra baseline <<<"${BASELINE_GRID:-student.dropout=0.1,0.4 student.lr=0.001,0.002 student.average=0,0.999}"
+read -ra baseline <<<"${BASELINE_GRID:-student.dropout=0.1,0.4 student.lr=0.001,0.002 student.ema=0,0.999}"
 read -ra distill <<<"${DISTILL_GRID:-distill.lam=0.8,2 distill.embedding=fuse,align,both,none}"
 
 trials() { # number of trials of a grid

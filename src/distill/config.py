@@ -18,6 +18,7 @@ _CONFIDENCE = _RANK | {"gamma_confidence": True}
 _FUSE = {"embedding": ("fuse", "both")}
 _ALIGN = {"embedding": ("align", "both")}
 _EITHER: dict[str, Any] = {"embedding": ("fuse", "align", "both")}
+_PCA = _EITHER | {"embedding_scaling": ("pca",)}
 
 
 @config_group
@@ -28,6 +29,10 @@ class DistillConfig:
 
     # Ranking distillation: total = student.loss + lam * L_rd.
     lam: float = setting("weight of the ranking distillation; 0 switches it off", ge=0)
+    gate_rankings: bool = setting(
+        "follow rankings only where they are better on validation than the student trained without them",
+        when=_RANK,
+    )
     top_k: int = setting("teacher candidates used per sample, K", ge=1, when=_RANK)
     history_candidates: str = setting(
         "history items among the candidates: keep, drop, or auto: drop where no training target is one",
@@ -86,6 +91,23 @@ class DistillConfig:
     offset: bool = setting(
         "fuse: add the student's own item vector (false: projected vector alone)", when=_FUSE
     )
+    own_start: str = setting(
+        "fuse: own item vectors at the start: zero, or the baseline's random ones (as the code)",
+        choices=("zero", "random"),
+        when=_FUSE,
+    )
+    own_shrinkage: float = setting(
+        "fuse: an item's own part counts n / (n + this), n its training targets; 0: always 1 (as the code)",
+        ge=0,
+        when=_FUSE,
+    )
+    fuse_output: bool = setting(
+        "fuse: an untied output layer and the items' biases are fused as well", when=_FUSE
+    )
+    untrained_negatives: bool = setting(
+        "fuse: items that no training sample asks for are negatives all the same (as the code)",
+        when=_FUSE | {"fuse_output": True},
+    )
     align_weight: float = setting("align: weight of the distance loss", ge=0, when=_ALIGN)
     align_loss: str = setting("align: distance", choices=("cosine", "mse"), when=_ALIGN)
     align_items: int | None = setting(
@@ -98,9 +120,14 @@ class DistillConfig:
         "hidden width of the mlp projector", ge=1, when=_EITHER | {"projector": ("mlp",)}
     )
     embedding_scaling: str = setting(
-        "teacher vectors as they are (as the code), or centred and scaled to unit mean square",
-        choices=("none", "standardize"),
+        "teacher vectors as they are (none, as the code); centred and scaled to unit mean square (standardize); "
+        "or that on their principal directions (pca)",
+        choices=("none", "standardize", "pca"),
         when=_EITHER,
+    )
+    pca_dim: int = setting("pca: principal directions kept at most", ge=1, when=_PCA)
+    pca_power: float = setting(
+        "pca: power of the singular values; 1 keeps them, 0 whitens", ge=0, le=1, when=_PCA
     )
 
     control: str = setting(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
+from src.core.geometry import geometry, principal_directions
 from src.core.logging import get_logger
 from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherRows, TeacherStore, locate
@@ -32,11 +33,13 @@ class RankingSignals:
         candidates: [n, K] int32 columns of the logits (item id - 1), best first.
         confidence: [n, K], or [n, 1] with `confidence=target`, float32.
         weights: [n] float32: 0 where the sample is not distilled, else its selection weight.
+        gate: [n] float32: how far the teacher's ranking is followed, whatever the selection.
     """
 
     candidates: Tensor
     confidence: Tensor
     weights: Tensor
+    gate: Tensor | None = None
 
 
 def join_rows(
@@ -141,6 +144,7 @@ def ranking_signals(
     config: DistillConfig,
     seed: int,
     device: torch.device,
+    gate: np.ndarray | None = None,
 ) -> RankingSignals:
     """Tensors for the ranking distillation, for all training samples; those without a row weigh 0.
 
@@ -148,6 +152,7 @@ def ranking_signals(
         rows: from `join_rows`.
         train_ids: [n] the training samples in the order in which the student's batches index them.
         seed: of the control that shuffles rankings among samples.
+        gate: [n] of the training samples (ranking_gate); None follows every ranking.
     """
     shuffled = config.control in ("shuffle_rankings", "both")
     count = len(rows.sample_ids)
@@ -179,6 +184,7 @@ def ranking_signals(
         candidates=columns[position_t].to(device, torch.int32),
         confidence=confidence[position_t].to(device, torch.float32),
         weights=found_t.to(device, torch.float32),
+        gate=None if gate is None else torch.from_numpy(gate).to(device),
     )
 
 
@@ -191,16 +197,35 @@ def teacher_item_vectors(
         UserError: another catalogue, or vectors that are all alike (the store checks width and finiteness).
     """
     check_catalogue(store, data)
-    table = store.item_embeddings()
-    items = np.array(table[1:], dtype=np.float32)
-    if config.embedding_scaling == "standardize":
-        items -= items.mean(axis=0, keepdims=True)
-        size = float(np.sqrt(np.mean(np.square(items, dtype=np.float64))))
-        if size == 0.0:
-            raise UserError(
-                f"{store.folder}: all item embeddings are equal", "vectors that differ", "the teacher"
-            )
-        items /= size
+    items = scaled_vectors(np.array(store.item_embeddings()[1:], np.float32), config, str(store.folder))
     if config.control in ("permute_embeddings", "both"):
         items = items[numpy_stream(seed, "control", "embeddings").permutation(len(items))]
     return torch.from_numpy(np.concatenate([np.zeros((1, items.shape[1]), np.float32), items]))
+
+
+def scaled_vectors(items: np.ndarray, config: DistillConfig, where: str) -> np.ndarray:
+    """[N, D] vectors as `config.embedding_scaling` says, [N, D'] float32; their geometry goes into the log.
+
+    With `pca`, D' = min(pca_dim, rank), and all is at unit mean square. A power of 1/2 lies between the teacher's own
+    geometry, often a few directions, and whitening, where noise counts as much.
+
+    Raises:
+        UserError: vectors that are all alike.
+    """
+    if config.embedding_scaling == "none":
+        return items
+    if config.embedding_scaling == "pca":
+        log.info("teacher vectors of %s: %s", where, geometry(items))
+        items = principal(items, config.pca_dim, config.pca_power)
+    else:
+        items = items - items.mean(axis=0, keepdims=True)
+    size = float(np.sqrt(np.mean(np.square(items, dtype=np.float64)))) if items.size else 0.0
+    if size == 0.0:
+        raise UserError(f"{where}: all item embeddings are equal", "vectors that differ", "the teacher")
+    return (items / size).astype(np.float32)
+
+
+def principal(items: np.ndarray, dim: int, power: float) -> np.ndarray:
+    """U_k S_k^power [N, k] float64 of the centred vectors [N, D], k = min(dim, rank)."""
+    left, values = principal_directions(items)
+    return left[:, :dim] * values[:dim] ** power

@@ -10,10 +10,10 @@ from src.core.seed import derive
 from src.distill import kd_losses
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import RankingSignals
-from src.distill.projector import Projector
-from src.student.architectures import Student
+from src.distill.item_fusion import FusedItems, TeacherProjection
+from src.student.architectures import ItemTables, Student
 from src.student.config import StudentConfig
-from src.student.datamodule import Batch, Samples
+from src.student.datamodule import SampleBatch, Samples
 from src.student.fused_losses import CatalogueTerms, catalogue_terms, in_full_precision
 from src.student.losses import sample_negatives
 from src.student.objective import Objective, RecommendationLoss
@@ -45,11 +45,13 @@ class DistillObjective(Objective):
         super().__init__(student)
         self.config, self.seed = config, seed
         self.recommendation = RecommendationLoss(student_config, data, seed)
-        self.projector = None
-        if vectors is not None:
-            hidden = config.projector_width if config.projector == "mlp" else None
-            dtype = torch.bfloat16 if config.projection_dtype == "bf16" else torch.float32
-            self.projector = Projector(vectors, student.width, hidden, dtype)
+        self.fusion = self.projection = None
+        if vectors is not None and config.fuses:
+            counts = torch.from_numpy(data.train_counts())
+            self.fusion = FusedItems(student, vectors, counts, self._excluded(counts, signals), config)
+            self.projection = self.fusion.inputs
+        elif vectors is not None:
+            self.projection = TeacherProjection(vectors, student.width, config, unit_rows=False)
         self.ranks = signals is not None
         if signals is not None:
             gammas = (config.gamma_position, config.gamma_confidence, config.gamma_consistency)
@@ -58,6 +60,7 @@ class DistillObjective(Objective):
             self.register_buffer("position", position, persistent=False)
             self.register_buffer("candidates", signals.candidates, persistent=False)
             self.register_buffer("confidence", signals.confidence, persistent=False)
+            self.register_buffer("gate", signals.gate, persistent=False)
             self.register_buffer("sample_weights", signals.weights)
             self.register_buffer("sample_losses", torch.full_like(signals.weights, float("nan")))
         self._generator: torch.Generator | None = None
@@ -72,22 +75,31 @@ class DistillObjective(Objective):
             derive(self.seed, "distill", "draws", epoch)
         )
 
-    def item_table(self) -> Tensor | None:
-        """[N+1, H] the fused input table; None where nothing is fused."""
-        if not self.config.fuses:
-            return None
-        return kd_losses.fuse(
-            self.student.item_table(), self.projector(), self.config.ed_weight, self.config.offset
-        )
+    def _excluded(self, counts: Tensor, signals: RankingSignals | None) -> Tensor | None:
+        """[N] bool, items that no sample is asked for: with `untrained_negatives=false` they are no negatives.
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden, table = self._encode(batch)
+        The DRO terms square the scores, so that no score can stand for "not there".
+        """
+        if self.config.untrained_negatives or self.recommendation.needs_dro or self.config.alpha > 0:
+            return None
+        excluded = counts[1:] == 0
+        if signals is not None:
+            followed = signals.weights > 0 if signals.gate is None else (signals.weights * signals.gate) > 0
+            excluded[signals.candidates[followed].long().cpu()] = False
+        return excluded
+
+    def item_tables(self) -> ItemTables | None:
+        """The fused tables; None where nothing is fused."""
+        return None if self.fusion is None else self.fusion(self.student)
+
+    def forward(self, batch: SampleBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden, tables = self._encode(batch)
         negatives = self.recommendation.negatives(batch)
         if not self.ranks:
-            loss = self.recommendation(self.student, hidden, batch, negatives, table)
+            loss = self.recommendation(self.student, hidden, batch, negatives, tables)
             parts = {"recommendation": loss.detach().mean()}
         else:
-            loss, ranking = self._rank(batch, hidden, table, negatives)
+            loss, ranking = self._rank(batch, hidden, tables, negatives)
             parts = {"recommendation": loss.detach().mean(), "ranking": ranking.detach().mean()}
             self.sample_losses[batch.rows] = loss.detach().to(self.sample_losses.dtype)
             loss = loss + ranking
@@ -97,32 +109,33 @@ class DistillObjective(Objective):
             loss = loss + align
         return loss, parts
 
-    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Sequence vectors [B, D], and the input table that scoring needs (None: the student's own).
+    def _encode(self, batch: SampleBatch) -> tuple[Tensor, ItemTables | None]:
+        """Sequence vectors [B, D], and the tables that scoring needs (None: the student's own).
 
-        An output layer of its own reads no input table, so then only the rows of the batch's histories are
-        fused: [M, D] instead of [N+1, D]. Not on a GPU, which would wait for their number, nor compiled.
+        Where only the input table is fused and the output layer has its own, only the rows of the batch's
+        histories are fused: [M, D] instead of [N+1, D]. Not on a GPU, which would wait for their number, nor
+        compiled.
         """
-        if not self.config.fuses:
-            return self.student.encode(batch.history), None
-        separate = self.student.output is not None
-        if not separate or batch.history.is_cuda or torch.compiler.is_compiling():
-            table = self.item_table()
-            return self.student.encode(batch.history, table), None if separate else table
+        student, fusion = self.student, self.fusion
+        if fusion is None:
+            return student.encode(batch.history), None
+        inputs_alone = student.output is not None and not self.config.fuse_output
+        if not inputs_alone or batch.history.is_cuda or torch.compiler.is_compiling():
+            tables = fusion(student, training=self.training)
+            return student.encode(batch.history, tables), tables
         # Row 0 must stay first: students take id 0 for padding.
         padded = torch.cat([batch.history.new_zeros(1), batch.history.flatten()])
         rows, local = torch.unique(padded, return_inverse=True)
-        own = torch.nn.functional.embedding(rows, self.student.item_table(), padding_idx=0)
-        table = kd_losses.fuse(own, self.projector(rows), self.config.ed_weight, self.config.offset)
-        return self.student.encode(local[1:].view_as(batch.history), table), None
+        tables = student.tables()._replace(inputs=fusion.input_rows(student, rows))
+        return student.encode(local[1:].view_as(batch.history), tables), None
 
     def _rank(
-        self, batch: Batch, hidden: Tensor, table: Tensor | None, negatives: Tensor | None
+        self, batch: SampleBatch, hidden: Tensor, tables: ItemTables | None, negatives: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """student.loss [B], and lam * L_rd of every sample [B], 0 where it is not distilled.
 
         Args:
-            hidden, table: of `_encode`.
+            hidden, tables: of `_encode`.
             negatives: [B, M] items that the recommendation loss drew; the first is shared, as in the code.
         """
         c, rec = self.config, self.recommendation
@@ -131,7 +144,7 @@ class DistillObjective(Objective):
             shape = (batch.history, batch.target, self.student.n_items)
             negatives = sample_negatives(*shape, 1, self._generator)
         own = rec.columns(batch, negatives)
-        scores, terms, dro = self._terms(batch, hidden, table, own, candidates)
+        scores, terms, dro = self._terms(batch, hidden, tables, own, candidates)
         chosen = terms.values[:, own.shape[1] :]
         weights = kd_losses.ranking_weights(
             self.position,
@@ -145,6 +158,8 @@ class DistillObjective(Objective):
             per_candidate = kd_losses.rd_bce(chosen, terms.values[:, 1], c.rd_negative)
         ranking = (weights * per_candidate).sum(dim=1)
         sample_weights = self.sample_weights[batch.rows]
+        if self.gate is not None:
+            sample_weights = sample_weights * self.gate[batch.rows]
         if dro is not None:
             share = kd_losses.dro_weights(weights, sample_weights, c.dro_weighting)
             ranking = ranking + c.alpha * (share * dro).sum(dim=1)
@@ -152,7 +167,7 @@ class DistillObjective(Objective):
         return loss, c.lam * sample_weights * ranking
 
     def _terms(
-        self, batch: Batch, hidden: Tensor, table: Tensor | None, own: Tensor, candidates: Tensor
+        self, batch: SampleBatch, hidden: Tensor, tables: ItemTables | None, own: Tensor, candidates: Tensor
     ) -> tuple[Tensor, CatalogueTerms, Tensor | None]:
         """Scores [B, N]; terms at the columns of the recommendation loss, then the candidates; the
         candidates' DRO terms. One pass serves all, unless the DRO terms have different radii.
@@ -165,9 +180,9 @@ class DistillObjective(Objective):
         log_z = rec.needs_log_z or c.rd_loss == "ce"
         dro = rec.needs_dro or c.alpha > 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and (log_z or dro)):
-            scores = self.student.score(hidden, table, batch.history)
+            scores = self.student.score(hidden, tables, batch.history)
         if not (log_z or dro):
-            values = self.student.score_items(hidden, columns + 1, table, batch.history)
+            values = self.student.score_items(hidden, columns + 1, tables, batch.history)
             return scores, CatalogueTerms(values, None, None), None
         scores = in_full_precision(scores)
         beta = rec.config.dros_beta if rec.needs_dro else c.beta
@@ -181,11 +196,10 @@ class DistillObjective(Objective):
 
     def _align(self) -> Tensor:
         """Distance of the student's own item vectors to the projected ones, over all items or a draw of them."""
-        n_items, count = self.student.n_items, self.config.align_items
+        n_items, count, own = self.student.n_items, self.config.align_items, self.student.items.weight
         if count is None or count >= n_items:
-            student, teacher = self.student.item_table()[1:], self.projector()[1:]
+            student, teacher = own[1:], self.projection()[1:]
         else:
-            device = self.projector.table.device
-            drawn = torch.randint(1, n_items + 1, (count,), device=device, generator=self._generator)
-            student, teacher = self.student.item_table()[drawn], self.projector(drawn)
+            drawn = torch.randint(1, n_items + 1, (count,), device=own.device, generator=self._generator)
+            student, teacher = own[drawn], self.projection(drawn)
         return kd_losses.align_loss(student, teacher, self.config.align_loss)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from src.core.data_utils import InteractionData
-from src.student.architectures import Student
-from src.student.datamodule import Batch, Samples, Selection
+from src.core.selection import Selection
+from src.student.architectures import ItemTables, Student
+from src.student.datamodule import SampleBatch, Samples
 
 
 def uncertainty(scores: Tensor, columns: Tensor, measure: str) -> Tensor:
@@ -36,7 +37,7 @@ class StudentScorer:
 
     Args:
         student: on `device`; its mode is restored after each pass.
-        item_table: gives the input table at the time of the call (fused teacher vectors), or None.
+        tables: gives the item tables at the time of the call (fused teacher vectors), or None.
     """
 
     def __init__(
@@ -45,38 +46,38 @@ class StudentScorer:
         data: InteractionData,
         device: torch.device,
         batch_size: int,
-        item_table: Callable[[], Tensor | None] = lambda: None,
+        tables: Callable[[], ItemTables | None] = lambda: None,
     ):
         self.student, self.data, self.device = student, data, device
-        self.batch_size, self.item_table = batch_size, item_table
+        self.batch_size, self.tables = batch_size, tables
 
     def vectors(self, sample_ids: np.ndarray) -> np.ndarray:
         """[n, D] float32 sequence vectors."""
-        return self._pass(sample_ids, lambda hidden, table, batch: hidden)
+        return self._pass(sample_ids, lambda hidden, tables, batch: hidden)
 
     def uncertainty(self, sample_ids: np.ndarray, measure: str) -> np.ndarray:
         """[n] float32."""
 
-        def score(hidden: Tensor, table: Tensor | None, batch: Batch) -> Tensor:
-            return uncertainty(self.student.score(hidden, table, batch.history), batch.target - 1, measure)
+        def score(hidden: Tensor, tables: ItemTables | None, batch: SampleBatch) -> Tensor:
+            return uncertainty(self.student.score(hidden, tables, batch.history), batch.target - 1, measure)
 
         return self._pass(sample_ids, score)
 
     @torch.no_grad()
     def _pass(
-        self, sample_ids: np.ndarray, of: Callable[[Tensor, Tensor | None, Batch], Tensor]
+        self, sample_ids: np.ndarray, of: Callable[[Tensor, ItemTables | None, SampleBatch], Tensor]
     ) -> np.ndarray:
         training = self.student.training
         self.student.eval()
         try:
-            table = self.item_table()
+            tables = self.tables()
             rows = [
-                of(self.student.encode(batch.history, table), table, batch).float().cpu()
+                of(self.student.encode(batch.history, tables), tables, batch).float().cpu()
                 for batch in self._batches(sample_ids)
             ]
         finally:
             self.student.train(training)
         return torch.cat(rows).numpy()
 
-    def _batches(self, sample_ids: np.ndarray) -> Iterator[Batch]:
+    def _batches(self, sample_ids: np.ndarray) -> Iterator[SampleBatch]:
         yield from Samples(self.data, Selection(sample_ids), self.device).in_order(self.batch_size)

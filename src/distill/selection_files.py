@@ -24,8 +24,9 @@ from src.core.artifacts import (
 from src.core.config import determining
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
+from src.core.selection import Selection
 from src.distill.config import ActiveConfig
-from src.distill.selection_policy import Selection, SelectionContext, make_policy
+from src.distill.selection_policy import SelectionContext, make_policy
 
 FORMAT_VERSION = 1
 

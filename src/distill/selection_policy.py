@@ -16,23 +16,11 @@ import numpy as np
 from src.core.config import build, build_or_raise, config_group, did_you_mean, setting
 from src.core.errors import UserError
 from src.core.seed import derive, numpy_stream
+from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows, locate
 from src.distill.config import ActiveConfig
 
 MEASURES = ("entropy", "margin", "least_confidence", "loss")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Selected training samples.
-
-    Attributes:
-        sample_ids: [m] int64, ascending.
-        weights: [m] float32, > 0, mean 1; they multiply the sample's distillation terms.
-    """
-
-    sample_ids: np.ndarray
-    weights: np.ndarray
 
 
 class Scorer(Protocol):

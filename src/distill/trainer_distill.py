@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +16,18 @@ from src.core.logging import get_logger
 from src.core.metrics import EvalConfig
 from src.core.run import Run
 from src.core.seed import seed_everything
+from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows, TeacherStore, locate
 from src.distill.config import ActiveConfig, DistillConfig
 from src.distill.data_bridge import join_rows, ranking_signals, teacher_item_vectors
 from src.distill.objective import DistillObjective
+from src.distill.ranking_gate import ranking_gate, why_unused
 from src.distill.scoring import StudentScorer
-from src.distill.selection_policy import Selection, SelectionContext, SelectionPolicy, make_policy
+from src.distill.selection_policy import SelectionContext, SelectionPolicy, make_policy
 from src.student.architectures import Student
 from src.student.config import StudentConfig
-from src.student.models import build_student, device_of, fold_item_table
+from src.student.evaluator import rank_samples
+from src.student.models import build_student, device_of, fold_item_tables
 from src.student.objective import Objective
 from src.student.trainer_baseline import FitResult, fit
 
@@ -84,8 +90,12 @@ def train_distilled(
     fingerprint: str,
     run: Run | None = None,
     selection: Selection | None = None,
-) -> tuple[Student, FitResult]:
+) -> tuple[Student, FitResult, dict[str, Any]]:
     """A student initialised as the baseline of the same seed, trained with the teacher's outputs.
+
+    With `gate_rankings` a student is first trained without the teacher's rankings. Where these are better than that
+    student on validation rows (ranking_gate), a second one follows them there; the better of the two on validation
+    is returned.
 
     Args:
         store: the teacher's outputs on this dataset.
@@ -93,52 +103,85 @@ def train_distilled(
         selection: of an offline policy; None asks `active` here, during training.
 
     Returns:
-        the student with the best epoch's weights, teacher vectors folded into its item table: a plain
-        student that needs neither teacher nor projector and gives identical scores.
+        the student with the best epoch's weights, teacher vectors folded into its item tables: a plain student
+        that needs neither teacher nor projection and gives identical scores; its training; and what was done with
+        the teacher's rankings: whether they were `used`, and a `note` that says it in one line.
 
     Raises:
         UserError: teacher outputs that do not fit (data_bridge), a policy that cannot be served.
     """
-    device = device_of(student_config.device)
-    train = np.asarray(data.splits["train"])
-    rows = join_rows(store, data, config.top_k, config.history_candidates) if config.ranks else None
-    if store.manifest.get("target_scores") == "listed":
+    settings = (student_config, config, active, data, store, eval_config)
+    trial = partial(_train_once, settings, seed=seed, fingerprint=fingerprint, run=run)
+    if not config.ranks and (active.policy != "all" or selection is not None):
+        raise UserError(
+            f"active.policy={active.policy} with distill.lam=0", "rankings to select for", "active"
+        )
+    if config.ranks and store.manifest.get("target_scores") == "listed":
         refuse_listed_targets(store, config, active)
-    signals = ranking_signals(rows, train, store.score_kind, config, seed, device) if rows else None
+    why = why_unused(store) if config.gate_rankings else None
+    if not config.ranks or why:
+        report: dict[str, Any] = {"used": False, "note": why or "rankings not used: distill.lam=0"}
+        log.info(report["note"])
+        return *trial(folder=folder), report
+    rows = join_rows(store, data, config.top_k, config.history_candidates)
+    if not config.gate_rankings:
+        report = {"used": True, "note": "rankings followed for every sample (distill.gate_rankings=false)"}
+        return *trial(rows, selection=selection, folder=folder), report
+    student, alone = trial(folder=folder / "without_rankings")
+    device = next(student.parameters()).device
+    ranks = rank_samples(student, data, data.splits["valid"], eval_config.batch_size, device)
+    shuffled = config.control in ("shuffle_rankings", "both")
+    gate = ranking_gate(store, data, ranks, eval_config, seed, shuffled)
+    log.info(gate.report["note"])
+    if not gate.follow.any():
+        return student, alone, gate.report
+    ranked, result = trial(rows, gate=gate.follow, selection=selection, folder=folder)
+    report = {**gate.report, "valid_without_rankings": alone.best_value, "valid_with": result.best_value}
+    seconds = alone.seconds + result.seconds
+    if result.best_value > alone.best_value:
+        return ranked, replace(result, seconds=seconds), report
+    report["used"] = False
+    report["note"] += f"; no gain on validation ({alone.best_value:.4f} -> {result.best_value:.4f}), left out"
+    log.info(report["note"])
+    return student, replace(alone, seconds=seconds), report
+
+
+def _train_once(
+    settings: tuple[StudentConfig, DistillConfig, ActiveConfig, InteractionData, TeacherStore, EvalConfig],
+    rows: TeacherRows | None = None,
+    *,
+    gate: np.ndarray | None = None,
+    selection: Selection | None = None,
+    seed: int,
+    **keys: Any,
+) -> tuple[Student, FitResult]:
+    """One training, with the rankings `rows` or without (None); `keys` as in `fit`.
+
+    Args:
+        gate: [n] weights of the training samples' rankings.
+    """
+    student_config, config, active, data, store, eval_config = settings
+    device, train = device_of(student_config.device), np.asarray(data.splits["train"])
+    signals = ranking_signals(rows, train, store.score_kind, config, seed, device, gate) if rows else None
     vectors = teacher_item_vectors(store, data, config, seed) if config.embedding != "none" else None
     seed_everything(seed, "student")
     student = build_student(student_config, data.n_items, data.max_history)
     seed_everything(seed, "projector")
     objective = DistillObjective(student, student_config, config, data, seed, signals, vectors).to(device)
     refresh = None
-    if rows is None:
-        if active.policy != "all" or selection is not None:
-            raise UserError(
-                f"active.policy={active.policy} with distill.lam=0", "rankings to select for", "active"
-            )
-    elif selection is not None:
+    if rows is not None and selection is not None:
         check_selected(selection, rows)
         apply_selection(objective, selection, train)
-    else:
-        scorer = StudentScorer(student, data, device, eval_config.batch_size, objective.item_table)
+    elif rows is not None:
+        scorer = StudentScorer(student, data, device, eval_config.batch_size, objective.item_tables)
         policy = make_policy(active, selection_context(data, rows, store.score_kind, seed, scorer, active))
         refresh = Reselect(policy, train, objective)
         objective.to(device)
-    result = fit(
-        objective,
-        data,
-        student_config,
-        eval_config,
-        seed=seed,
-        folder=folder,
-        fingerprint=fingerprint,
-        run=run,
-        refresh=refresh,
-    )
+    result = fit(objective, data, student_config, eval_config, seed=seed, refresh=refresh, **keys)
     with torch.no_grad():
-        table = objective.item_table()
-    if table is not None:
-        fold_item_table(student, table)
+        tables = objective.item_tables()
+    if tables is not None:
+        fold_item_tables(student, tables)
     return student.eval(), result
 
 

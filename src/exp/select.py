@@ -10,7 +10,7 @@ from src.core.paths import work_dir
 from src.exp.settings import Settings
 
 if TYPE_CHECKING:
-    from src.distill.selection_policy import Selection
+    from src.core.selection import Selection
 
 _BATCH = 1024
 

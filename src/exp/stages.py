@@ -100,7 +100,7 @@ def run_distill(settings: Settings, run: Run) -> float | None:
     candidates = load_candidates(settings.eval.candidates, data)
     store = TeacherStore(settings.teacher_dir, data.fingerprint)
     with training_folder(run) as folder:
-        student, result = train_distilled(
+        student, result, rankings = train_distilled(
             settings.student,
             settings.distill,
             settings.active,
@@ -120,9 +120,10 @@ def run_distill(settings: Settings, run: Run) -> float | None:
             "note": store_note(store, data),
             **_teacher(settings),
         }
-        read = {"rankings": settings.distill.ranks, "embeddings": settings.distill.embedding != "none"}
+        read = {"rankings": rankings["used"], "embeddings": settings.distill.embedding != "none"}
         fields |= {
             "control": settings.distill.control,
+            "rankings": rankings,
             "knowledge": [name for name, used in read.items() if used],
         }
         return record_student(run, data, settings, student, result, candidates, **fields)

@@ -7,6 +7,8 @@ least one item (`datamodule.Samples` and `serving` check it).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,11 +16,24 @@ from torch.nn import functional as F
 from src.student.dropout import Dropout
 
 
+class ItemTables(NamedTuple):
+    """Everything of a student that belongs to single items; distillation passes its own in place of it.
+
+    Attributes:
+        inputs: [N+1, H] vectors that histories read; row 0 (padding) is never read.
+        outputs: [N, D] vectors that score the catalogue; row c belongs to item c + 1.
+        bias: [N] added to the scores.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    bias: Tensor
+
+
 class Student(nn.Module):
     """What all students share: an input item table, and a linear output layer over the catalogue.
 
-    `item_table` arguments replace the input table [N+1, H] for one call (distillation fuses the
-    teacher's embeddings into it); row 0 of a table is never read.
+    `tables` arguments replace the student's own item tables for one call.
 
     Args:
         n_items: catalogue size N.
@@ -60,27 +75,28 @@ class Student(nn.Module):
         """[N+1, H] input item vectors, row 0 zeros."""
         return self.items.weight
 
-    def embed(self, history: Tensor, item_table: Tensor | None) -> Tensor:
+    def tables(self) -> ItemTables:
+        """The student's own item tables."""
+        inputs = self.items.weight
+        if self.output is None:
+            return ItemTables(inputs, inputs[1:], self.output_bias)
+        return ItemTables(inputs, self.output.weight, self.output.bias)
+
+    def embed(self, history: Tensor, tables: ItemTables | None) -> Tensor:
         """[B, L, H] item vectors; zeros, and no gradient, at padding."""
         if history.shape[1] > self.max_history:
             raise ValueError(
                 f"a history of {history.shape[1]} columns; this student has {self.max_history} positions"
             )
-        vectors = F.embedding(history, self.item_table() if item_table is None else item_table, padding_idx=0)
-        return vectors if item_table is None else vectors * (history > 0).unsqueeze(-1)
+        vectors = F.embedding(history, self.items.weight if tables is None else tables.inputs, padding_idx=0)
+        return vectors if tables is None else vectors * (history > 0).unsqueeze(-1)
 
-    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+    def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         """The sequence vector at the newest item, [B, D]."""
         raise NotImplementedError
 
-    def output_vectors(self, item_table: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Vectors [N, D] and biases [N] that score the catalogue; row c belongs to item c+1."""
-        if self.output is not None:
-            return self.output.weight, self.output.bias
-        return (self.item_table() if item_table is None else item_table)[1:], self.output_bias
-
     def score(
-        self, hidden: Tensor, item_table: Tensor | None = None, history: Tensor | None = None
+        self, hidden: Tensor, tables: ItemTables | None = None, history: Tensor | None = None
     ) -> Tensor:
         """Scores [B, N] of the whole catalogue; column c scores item c+1.
 
@@ -88,7 +104,7 @@ class Student(nn.Module):
             hidden: [B, D] of `encode`.
             history: [B, L] that `hidden` was made from; needed by a student that learns repeats.
         """
-        vectors, bias = self.output_vectors(item_table)
+        _, vectors, bias = self.tables() if tables is None else tables
         scores = F.linear(hidden, vectors, bias)
         if self.repeat is None:
             return scores
@@ -96,10 +112,10 @@ class Student(nn.Module):
         return scores.scatter_add_(1, (history - 1).clamp(min=0), added)  # nothing keeps the scores before
 
     def score_items(
-        self, hidden: Tensor, items: Tensor, item_table: Tensor | None = None, history: Tensor | None = None
+        self, hidden: Tensor, items: Tensor, tables: ItemTables | None = None, history: Tensor | None = None
     ) -> Tensor:
         """Scores [B, K] of the item ids `items` [B, K], without scoring the others."""
-        vectors, bias = self.output_vectors(item_table)
+        _, vectors, bias = self.tables() if tables is None else tables
         columns = items - 1
         scores = (F.embedding(columns, vectors) * hidden.unsqueeze(1)).sum(-1) + bias[columns]
         if self.repeat is None:
@@ -114,9 +130,9 @@ class Student(nn.Module):
             raise ValueError("this student learns repeats: score needs the history")
         return self.repeat[self.max_history - history.shape[1] :] * (history > 0)
 
-    def forward(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+    def forward(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         """Scores [B, N] of the catalogue after `history` [B, L]."""
-        return self.score(self.encode(history, item_table), item_table, history)
+        return self.score(self.encode(history, tables), tables, history)
 
 
 class Block(nn.Module):
@@ -169,9 +185,9 @@ class SASRec(Student):
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
-    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+    def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         columns = history.shape[1]
-        x = self.dropout(self.embed(history, item_table) + self.positions[self.max_history - columns :])
+        x = self.dropout(self.embed(history, tables) + self.positions[self.max_history - columns :])
         seen = torch.ones(columns, columns, dtype=torch.bool, device=history.device).tril()
         itself = torch.eye(columns, dtype=torch.bool, device=history.device)
         # A padding position looks at itself only: a row without any key would be NaN. Nobody looks at it.
@@ -199,10 +215,10 @@ class SASRecDLLM2Rec(Student):
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.ffn_in, self.ffn_out = nn.Linear(width, width), nn.Linear(width, width)
 
-    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+    def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         real = history > 0
         from_oldest = (real.cumsum(1) - 1).clamp(min=0)
-        x = self.dropout(self.embed(history, item_table) + self.positions(from_oldest)) * real.unsqueeze(-1)
+        x = self.dropout(self.embed(history, tables) + self.positions(from_oldest)) * real.unsqueeze(-1)
         h = self.norm_1(x[:, -1])
         q = self.query(h)
         weights = (x @ (q @ self.key.weight).unsqueeze(-1)).squeeze(-1) + (q @ self.key.bias).unsqueeze(-1)
@@ -237,9 +253,9 @@ class GRU4Rec(Student):
         self.dropout = Dropout(dropout)
         self.gru = nn.GRU(width, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
 
-    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+    def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         aligned, length = oldest_first(history, history.shape[1])
-        states, _ = self.gru(self.dropout(self.embed(aligned, item_table)))
+        states, _ = self.gru(self.dropout(self.embed(aligned, tables)))
         return self.dropout(states[torch.arange(len(states), device=states.device), length - 1])
 
 
@@ -264,9 +280,9 @@ class Caser(Student):
             nn.init.xavier_normal_(layer.weight)
             nn.init.constant_(layer.bias, 0.1)
 
-    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+    def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         aligned, _ = oldest_first(history, self.max_history)
-        image = self.embed(aligned, item_table).transpose(1, 2)  # [B, H, L]
+        image = self.embed(aligned, tables).transpose(1, 2)  # [B, H, L]
         across = [F.relu(conv(image)).amax(dim=-1) for conv in self.horizontal]
         down = F.relu(self.vertical(image)).squeeze(-1)
         return self.dropout(torch.cat([*across, down], dim=1))

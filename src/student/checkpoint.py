@@ -72,7 +72,7 @@ def save_student(
 ) -> None:
     """Write the finished student: `model.safetensors`, `student.json`, `catalogue.json`, manifest.
 
-    Fused item tables are folded in first (`models.fold_item_table`): the folder needs nothing else.
+    Fused item tables are folded in first (`models.fold_item_tables`): the folder needs nothing else.
 
     Args:
         fields: what the manifest says beside dataset and hashes (fingerprint, seed, ...).

@@ -50,7 +50,7 @@ class StudentConfig:
     lr: float = setting("learning rate", gt=0.0)
     weight_decay: float = setting("weight decay", ge=0.0)
     batch_size: int = setting("samples per step", ge=1)
-    average: float = setting("decay of the weights' moving average; 0: off", ge=0.0, lt=1.0)
+    ema: float = setting("decay per step of the weights' exponential moving average; 0: off", ge=0.0, lt=1.0)
     max_epochs: int = setting("epochs at most", ge=1)
     patience: int = setting("epochs without a better validation metric before training stops", ge=1)
     device: str = setting(

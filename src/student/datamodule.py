@@ -12,23 +12,11 @@ from torch import Tensor
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.seed import numpy_stream
+from src.core.selection import Selection
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which samples an epoch trains on, and how much each counts.
-
-    Attributes:
-        sample_ids: [n] int64, each once.
-        weights: [n] float32, non-negative (mean 1 keeps the loss's scale); None counts all alike.
-    """
-
-    sample_ids: np.ndarray
-    weights: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """Some samples on the device.
 
     Attributes:
@@ -99,9 +87,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.target)
 
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> SampleBatch:
         """The samples at `rows` [B] int64 (on the device)."""
-        return Batch(
+        return SampleBatch(
             self.sample_ids[rows],
             rows,
             self.history[rows].long(),
@@ -109,12 +97,12 @@ class Samples:
             self.weight[rows],
         )
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
+    def in_order(self, batch_size: int) -> Iterator[SampleBatch]:
         """All samples in their order, the last batch shorter."""
         for start in range(0, len(self), batch_size):
             yield self.batch(torch.arange(start, min(start + batch_size, len(self)), device=self.device))
 
-    def shuffled(self, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+    def shuffled(self, batch_size: int, seed: int, epoch: int) -> Iterator[SampleBatch]:
         """One pass in an order that `seed` and `epoch` determine; the tail is kept."""
         order = numpy_stream(seed, "order", epoch).permutation(len(self))
         for rows in torch.from_numpy(order).to(self.device).split(batch_size):

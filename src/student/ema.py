@@ -1,7 +1,8 @@
 """An exponential moving average of the trained weights, evaluated and kept in their place.
 
 Averaged weights lie in flatter, better places than the last step's and make a decaying learning rate
-unnecessary (Polyak and Juditsky, 1992; Izmailov et al., UAI 2018).
+unnecessary (Polyak and Juditsky, 1992; Izmailov et al., UAI 2018). Not torch's AveragedModel: that copies the whole
+module, teacher tables included, and has no rising decay.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class Ema:
     """The moving average of a module's parameters; with `decay` 0 it does nothing.
 
     Args:

@@ -12,8 +12,9 @@ from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.metrics import MISSED, Ranks
-from src.student.architectures import Student
-from src.student.datamodule import Batch, Samples, Selection
+from src.core.selection import Selection
+from src.student.architectures import ItemTables, Student
+from src.student.datamodule import SampleBatch, Samples
 
 
 def ranks_from_scores(scores: Tensor, target: Tensor, *excluded: Tensor) -> tuple[Tensor, ...]:
@@ -41,7 +42,7 @@ def rank_samples(
     batch_size: int,
     device: torch.device,
     *,
-    item_table: Tensor | None = None,
+    tables: ItemTables | None = None,
 ) -> Ranks:
     """Rank the whole catalogue for every sample, in eval mode (the mode before is restored).
 
@@ -49,35 +50,37 @@ def rank_samples(
 
     Args:
         student: on `device`.
-        item_table: [N+1, H] in place of the student's input table (fused teacher embeddings).
+        tables: in place of the student's own item tables (fused teacher vectors).
 
     Raises:
         UserError: scores that are not finite (the sample is named).
     """
     samples, ranks = Samples(data, Selection(sample_ids), device), []
-    for batch, scores in _scored(student, samples, batch_size, item_table):
+    for batch, scores in _scored(student, samples, batch_size, tables):
         past = torch.from_numpy(data.pasts(batch.sample_ids.cpu().numpy())).long().to(device)
         ranks.append(torch.stack(ranks_from_scores(scores, batch.target, batch.history, past)))
     return Ranks(samples.selection.sample_ids, *torch.cat(ranks, dim=1).cpu().numpy().astype(np.int32))
 
 
-def rank_prepared(student: Student, samples: Samples, batch_size: int, item_table: Tensor) -> np.ndarray:
+def rank_prepared(
+    student: Student, samples: Samples, batch_size: int, tables: ItemTables | None
+) -> np.ndarray:
     """[n] int32 ranks with the history ranked, of samples that are evaluated again and again; as `rank_samples`."""
-    scored = _scored(student, samples, batch_size, item_table)
+    scored = _scored(student, samples, batch_size, tables)
     ranks = [ranks_from_scores(scores, batch.target)[0] for batch, scores in scored]
     return torch.cat(ranks).cpu().numpy().astype(np.int32)
 
 
 @torch.no_grad()
 def _scored(
-    student: Student, samples: Samples, batch_size: int, item_table: Tensor | None
-) -> Iterator[tuple[Batch, Tensor]]:
+    student: Student, samples: Samples, batch_size: int, tables: ItemTables | None
+) -> Iterator[tuple[SampleBatch, Tensor]]:
     """Every batch with its scores [B, N]; all of them are checked at the end, which waits for a GPU once."""
     training, finite = student.training, []
     student.eval()
     try:
         for batch in samples.in_order(batch_size):
-            scores = student(batch.history, item_table)
+            scores = student(batch.history, tables)
             finite.append(scores.sum(1).isfinite())  # a row's sum carries every NaN and infinity in it
             yield batch, scores
     finally:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.student.architectures import Caser, GRU4Rec, SASRec, SASRecDLLM2Rec, Student
+from src.student.architectures import Caser, GRU4Rec, ItemTables, SASRec, SASRecDLLM2Rec, Student
 from src.student.config import StudentConfig
 
 
@@ -45,10 +45,14 @@ def device_of(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def fold_item_table(student: Student, item_table: Tensor) -> None:
-    """Make `item_table` [N+1, H] the student's own: serving needs no teacher embeddings, scores stay."""
-    student.items.weight.copy_(item_table)
-    student.items.weight[0] = 0
+def fold_item_tables(student: Student, tables: ItemTables) -> None:
+    """Make `tables` the student's own: serving needs nothing of what made them, and the scores stay."""
+    own = student.tables()
+    own.inputs.copy_(tables.inputs)
+    own.inputs[0] = 0
+    if student.output is not None:
+        own.outputs.copy_(tables.outputs)
+    own.bias.copy_(tables.bias)
 
 
 _OFFICIAL_NAMES = {

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from src.core.data_utils import InteractionData
 from src.core.seed import derive
 from src.student import losses
-from src.student.architectures import Student
+from src.student.architectures import ItemTables, Student
 from src.student.config import StudentConfig
-from src.student.datamodule import Batch, Samples
+from src.student.datamodule import SampleBatch, Samples
 from src.student.fused_losses import CatalogueTerms, catalogue_terms, in_full_precision
 
 
@@ -30,16 +30,13 @@ class Objective(nn.Module):
     def start_epoch(self, epoch: int, samples: Samples) -> None:
         """Called before each epoch's first step: set random streams, prepare tensors in `samples`' order."""
 
-    def item_table(self) -> Tensor | None:
-        """The input table [N+1, H] that evaluation uses; None for the student's own."""
+    def item_tables(self) -> ItemTables | None:
+        """The item tables that evaluation uses; None for the student's own."""
         return None
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts for the log (scalars, detached).
-
-        The loss is [B], one value per sample before the sample weights (the trainer weighs and
-        averages), or a scalar that has weighed the samples itself.
-        """
+    def forward(self, batch: SampleBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses [B] before the sample weights (the trainer weighs and averages), and parts for the log (scalars,
+        detached)."""
         raise NotImplementedError
 
     def parameter_groups(self, config: StudentConfig) -> list[dict[str, Any]]:
@@ -83,14 +80,14 @@ class RecommendationLoss(nn.Module):
             derive(self.seed, "negatives", epoch)
         )
 
-    def negatives(self, batch: Batch) -> Tensor | None:
+    def negatives(self, batch: SampleBatch) -> Tensor | None:
         """[B, K] fresh negatives for the base loss (K = 1 for bce); None for ce, which needs none."""
         if self.config.base_loss == "ce":
             return None
         count = 1 if self.config.base_loss == "bce" else self.config.negatives
         return losses.sample_negatives(batch.history, batch.target, self.n_items, count, self._generator)
 
-    def columns(self, batch: Batch, negatives: Tensor | None) -> Tensor:
+    def columns(self, batch: SampleBatch, negatives: Tensor | None) -> Tensor:
         """[B, M] the columns it reads: the target, then its negatives."""
         target = batch.target.unsqueeze(1)
         return (target if negatives is None else torch.cat([target, negatives], dim=1)) - 1
@@ -99,22 +96,22 @@ class RecommendationLoss(nn.Module):
         self,
         student: Student,
         hidden: Tensor,
-        batch: Batch,
+        batch: SampleBatch,
         negatives: Tensor | None,
-        item_table: Tensor | None = None,
+        tables: ItemTables | None = None,
     ) -> Tensor:
         """[B] losses before sample weights.
 
         Args:
             hidden: [B, D] sequence vectors.
             negatives: of `negatives(batch)`.
-            item_table: as in `student.score`.
+            tables: as in `student.score`.
         """
         c, columns = self.config, self.columns(batch, negatives)
         if not (self.needs_log_z or self.needs_dro):  # only the items that it reads are scored
-            values = student.score_items(hidden, columns + 1, item_table, batch.history)
+            values = student.score_items(hidden, columns + 1, tables, batch.history)
             return self.from_terms(None, CatalogueTerms(values, None, None), columns.shape[1])
-        scores = student.score(hidden, item_table, batch.history)
+        scores = student.score(hidden, tables, batch.history)
         if not self.needs_dro:
             return losses.ce(scores, columns[:, 0], c.label_smoothing)
         scores = in_full_precision(scores)
@@ -153,6 +150,6 @@ class BaselineObjective(Objective):
     def start_epoch(self, epoch: int, samples: Samples) -> None:
         self.recommendation.start_epoch(epoch)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: SampleBatch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden = self.student.encode(batch.history)
         return self.recommendation(self.student, hidden, batch, self.recommendation.negatives(batch)), {}

@@ -23,12 +23,13 @@ from src.core.memory import keep_freed_memory
 from src.core.metrics import EvalConfig, ranking_metrics
 from src.core.run import Run, Stopwatch
 from src.core.seed import seed_everything
+from src.core.selection import Selection
 from src.core.signals import check_stop
 from src.student.architectures import Student
 from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.student.config import StudentConfig
-from src.student.datamodule import Batch, Samples, Selection
-from src.student.ema import Average
+from src.student.datamodule import SampleBatch, Samples
+from src.student.ema import Ema
 from src.student.evaluator import rank_prepared
 from src.student.models import build_student, device_of
 from src.student.objective import BaselineObjective, Objective
@@ -40,7 +41,7 @@ log = get_logger(__name__)
 
 
 @dataclass
-class Progress:
+class FitState:
     """How far a training has come; everything that a resumed run must know beside tensors."""
 
     epoch: int = 0  # epochs done
@@ -94,15 +95,15 @@ def fit(
     if device.type == "cpu":
         keep_freed_memory()
     path = folder / "checkpoint.pt"
-    optimizer, average = make_optimizer(objective, config), Average(objective, config.average)
+    optimizer, ema = make_optimizer(objective, config), Ema(objective, config.ema)
     valid = Samples(data, Selection(data.splits["valid"]), device)
     state = load_checkpoint(path, fingerprint)
     if state is None:
-        done, best, losses = Progress(), None, None
+        done, best, losses = FitState(), None, None
         selection = selection or Selection(data.splits["train"])
     else:
         try:
-            done, best, losses, selection = _restore(state, objective, optimizer, average)
+            done, best, losses, selection = _restore(state, objective, optimizer, ema)
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise UserError(
                 f"{path} does not fit this training: {type(e).__name__}: {str(e)[:300]}",
@@ -122,9 +123,9 @@ def fit(
         objective.start_epoch(epoch, samples)
         objective.train()
         started = watch.seconds()
-        losses, parts = _train_epoch(compute, samples, config, optimizer, average, seed, epoch)
+        losses, parts = _train_epoch(compute, samples, config, optimizer, ema, seed, epoch)
         trained = watch.seconds()
-        with average.in_place():
+        with ema.in_place():
             metrics = validate(objective, valid, eval_config)
             if (value := metrics[eval_config.select_metric]) > done.best_value:
                 done.best_epoch, done.best_value = epoch + 1, value
@@ -142,7 +143,7 @@ def fit(
         done.finished = done.epoch >= config.max_epochs or done.epoch - done.best_epoch >= config.patience
         done.seconds = watch.seconds()
         _report(done, config, eval_config.select_metric, run)
-        save_checkpoint(path, _state(fingerprint, done, objective, optimizer, average, best, losses, samples))
+        save_checkpoint(path, _state(fingerprint, done, objective, optimizer, ema, best, losses, samples))
         check_stop()
     objective.load_state_dict(best)
     log.info("best epoch %d: valid %s %.4f", done.best_epoch, eval_config.select_metric, done.best_value)
@@ -150,11 +151,11 @@ def fit(
 
 
 def _train_epoch(
-    compute: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]],
+    compute: Callable[[SampleBatch], tuple[Tensor, dict[str, Tensor]]],
     samples: Samples,
     config: StudentConfig,
     optimizer: torch.optim.Optimizer,
-    average: Average,
+    ema: Ema,
     seed: int,
     epoch: int,
 ) -> tuple[np.ndarray, dict[str, float]]:
@@ -167,11 +168,11 @@ def _train_epoch(
     for step, batch in enumerate(batches):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss, parts = compute(batch)
-        total = (loss * batch.weight).mean() if loss.dim() else loss
+        total = (loss * batch.weight).mean()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
-        average.update()
+        ema.update()
         losses[batch.rows] = loss.detach().float()
         finite[step] = total.detach().isfinite()
         for name, part in parts.items():
@@ -196,8 +197,8 @@ def _check_finite(finite: Tensor, epoch: int) -> None:
 def validate(objective: Objective, valid: Samples, eval_config: EvalConfig) -> dict[str, float]:
     """Metrics of the student as it stands, history items ranked: what is only reported never chooses an epoch."""
     with torch.no_grad():
-        table = objective.item_table()
-    ranks = rank_prepared(objective.student, valid, eval_config.batch_size, table)
+        tables = objective.item_tables()
+    ranks = rank_prepared(objective.student, valid, eval_config.batch_size, tables)
     return ranking_metrics(ranks, eval_config.ks)
 
 
@@ -208,10 +209,10 @@ def make_optimizer(objective: Objective, config: StudentConfig) -> torch.optim.O
 
 def _state(
     fingerprint: str,
-    done: Progress,
+    done: FitState,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    average: Average,
+    ema: Ema,
     best: dict[str, Tensor] | None,
     losses: np.ndarray,
     samples: Samples,
@@ -221,7 +222,7 @@ def _state(
         "progress": asdict(done),
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "average": {"weights": average.state(), "steps": average.steps},
+        "ema": {"weights": ema.state(), "steps": ema.steps},
         "best": best,
         "losses": torch.from_numpy(losses),
         "sample_ids": torch.from_numpy(samples.selection.sample_ids),
@@ -230,16 +231,16 @@ def _state(
 
 
 def _restore(
-    state: dict[str, Any], objective: Objective, optimizer: torch.optim.Optimizer, average: Average
-) -> tuple[Progress, dict[str, Tensor], np.ndarray, Selection]:
+    state: dict[str, Any], objective: Objective, optimizer: torch.optim.Optimizer, ema: Ema
+) -> tuple[FitState, dict[str, Tensor], np.ndarray, Selection]:
     objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
-    average.restore(state["average"]["weights"], state["average"]["steps"])
+    ema.restore(state["ema"]["weights"], state["ema"]["steps"])
     selection = Selection(state["sample_ids"].numpy(), state["weights"].numpy())
-    return Progress(**state["progress"]), state["best"], state["losses"].numpy(), selection
+    return FitState(**state["progress"]), state["best"], state["losses"].numpy(), selection
 
 
-def _report(done: Progress, config: StudentConfig, metric: str, run: Run | None) -> None:
+def _report(done: FitState, config: StudentConfig, metric: str, run: Run | None) -> None:
     entry = done.history[-1]
     log.info(
         "epoch %d/%d: loss %.4f, valid %s %.4f (best %.4f at %d), %.0f samples/s",

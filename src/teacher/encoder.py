@@ -87,7 +87,7 @@ def frozen_encoder(
     Raises:
         UserError: not a SASRec whose sequence and item vectors have one width.
     """
-    from src.student.datamodule import Selection
+    from src.core.selection import Selection
 
     if config.architecture not in ("sasrec", "sasrec_dllm2rec"):
         raise UserError(f"teacher.encoder.architecture={config.architecture}", "a SASRec", "teacher.encoder")

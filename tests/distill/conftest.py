@@ -85,27 +85,31 @@ def make_store(
     rows: TeacherRows,
     vectors: np.ndarray | None = None,
     kind: str = "distance",
+    valid: TeacherRows | None = None,
     **fields: object,
 ) -> TeacherStore:
-    """A store with training rows; `fields` replace what the manifest says."""
+    """A store with training rows, and these of validation; `fields` replace what the manifest says."""
     if vectors is None:
         vectors = np.random.default_rng(1).standard_normal((data.n_items + 1, 12)).astype(np.float32)
         vectors[0] = 0
     writer = StoreWriter(folder, data.n_items, kind, shard_size=1000)
-    writer.export(
-        "train",
-        rows.sample_ids,
-        lambda ids: TeacherRows(
-            **{k: v[np.searchsorted(rows.sample_ids, ids)] for k, v in vars(rows).items()}
-        ),
-    )
+    splits = {"train": rows} if valid is None else {"train": rows, "valid": valid}
+    for split, of_split in splits.items():
+
+        def chosen(ids: np.ndarray, of: TeacherRows = of_split) -> TeacherRows:
+            at = np.searchsorted(of.sample_ids, ids)
+            return TeacherRows(**{name: values[at] for name, values in vars(of).items()})
+
+        writer.export(split, of_split.sample_ids, chosen)
     manifest = {
         "dataset": data.name,
         "dataset_fingerprint": data.fingerprint,
         "teacher": "made",
         "n_train_split": len(data.splits["train"]),
     }
-    return writer.finish({"train": rows.sample_ids}, vectors, {**manifest, **fields})
+    return writer.finish(
+        {split: r.sample_ids for split, r in splits.items()}, vectors, {**manifest, **fields}
+    )
 
 
 @pytest.fixture(scope="session")

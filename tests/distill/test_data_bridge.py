@@ -13,7 +13,7 @@ from src.core.artifacts import read_json, save_npy, write_json, write_manifest
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.teacher_store import TeacherRows, TeacherStore
-from src.distill.data_bridge import join_rows, ranking_signals, teacher_item_vectors
+from src.distill.data_bridge import join_rows, ranking_signals, scaled_vectors, teacher_item_vectors
 from tests.distill.conftest import make_data, make_rows, make_settings, make_store
 
 CPU = torch.device("cpu")
@@ -183,6 +183,23 @@ def test_values_that_are_not_finite(tmp_path: Path, small_data: InteractionData,
     changed = rewrite(store, "train/scores.npy", rows.scores)
     with pytest.raises(UserError, match="embedding of item 9 is not finite"):
         teacher_item_vectors(changed, small_data, make_settings("distill", "dllm2rec"), 0)
+
+
+@pytest.mark.parametrize(("dim", "power"), [(40, 0.5), (4, 0.5), (40, 0.0), (40, 1.0)])
+def test_principal_directions_against_the_gram_matrix(dim: int, power: float) -> None:
+    """T T' = V diag(lambda^power) V' of the centred vectors' Gram matrix, cut to its largest, at unit mean square."""
+    rng = np.random.default_rng(0)
+    vectors = (rng.standard_normal((30, 6)) @ rng.standard_normal((6, 12)) + 50).astype(
+        np.float32
+    )  # rank 6 of 12
+    config = make_settings("distill", "dllm2rec", pca_dim=dim, pca_power=power)
+    table = scaled_vectors(vectors, config, "the store").astype(np.float64)
+    assert table.shape == (30, min(dim, 6)) and np.square(table).mean() == pytest.approx(1.0, abs=1e-6)
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    values, directions = np.linalg.eigh(centred @ centred.T)
+    values, directions = values[-min(dim, 6) :] ** power, directions[:, -min(dim, 6) :]
+    expected = (directions * values) @ directions.T
+    assert np.allclose(table @ table.T, expected * table.size / np.trace(expected), atol=1e-4)
 
 
 def test_vectors_are_standardized(tmp_path: Path, small_data: InteractionData) -> None:

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from src.core.data_utils import InteractionData
 from src.core.paths import CONF
+from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import RankingSignals, ranking_signals
 from src.distill.objective import DistillObjective
 from src.exp.settings import Settings
-from src.student.architectures import Student
+from src.student.architectures import ItemTables, Student
 from src.student.config import StudentConfig
-from src.student.datamodule import Batch, Samples, Selection
-from src.student.models import build_student, fold_item_table
+from src.student.datamodule import SampleBatch, Samples
+from src.student.models import build_student, fold_item_tables
 from src.student.objective import RecommendationLoss
 from tests.distill.conftest import make_data, make_rows, make_settings
 
@@ -33,22 +34,22 @@ class FixedScores(Student):
         super().__init__(scores.shape[1], 5, 4, 4, False, 0.1)
         self.matrix = torch.nn.Parameter(scores)
 
-    def encode(self, history: Tensor, item_table: Tensor | None = None) -> Tensor:
+    def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         return torch.zeros(len(history), 4)
 
     def score(
-        self, hidden: Tensor, item_table: Tensor | None = None, history: Tensor | None = None
+        self, hidden: Tensor, tables: ItemTables | None = None, history: Tensor | None = None
     ) -> Tensor:
         return self.matrix
 
     def score_items(
-        self, hidden: Tensor, items: Tensor, item_table: Tensor | None = None, history: Tensor | None = None
+        self, hidden: Tensor, items: Tensor, tables: ItemTables | None = None, history: Tensor | None = None
     ) -> Tensor:
         return self.matrix.gather(1, items - 1)
 
 
-def batch_of(history: Tensor, target: Tensor, rows: Tensor) -> Batch:
-    return Batch(rows, rows, history, target, torch.ones(len(rows)))
+def batch_of(history: Tensor, target: Tensor, rows: Tensor) -> SampleBatch:
+    return SampleBatch(rows, rows, history, target, torch.ones(len(rows)))
 
 
 def oracle_objective(
@@ -57,7 +58,7 @@ def oracle_objective(
     dtype: torch.dtype,
     student_config: StudentConfig | None = None,
     config: DistillConfig | None = None,
-) -> tuple[DistillObjective, Batch]:
+) -> tuple[DistillObjective, SampleBatch]:
     """The official profile with the oracle's parameters, or with the settings that are given."""
     alpha, lam, beta, *gammas, k, _ = oracle[f"loss/{tag}/hp"].tolist()
     student_config = student_config or make_settings(
@@ -215,7 +216,13 @@ def distilled(
     vectors = torch.randn(data.n_items + 1, 12)
     vectors[0] = 0
     objective = DistillObjective(
-        built, student_config, config, data, 0, signals, vectors if config.embedding != "none" else None
+        built,
+        student_config,
+        config,
+        data,
+        0,
+        signals if config.ranks else None,
+        vectors if config.embedding != "none" else None,
     )
     samples = Samples(data, Selection(train), CPU)
     objective.start_epoch(0, samples)
@@ -243,8 +250,16 @@ def test_masks_and_weights(small_data: InteractionData, profile: dict) -> None:
 
 
 @pytest.mark.parametrize("student", ["sasrec", "sasrec_dllm2rec", "gru4rec", "caser"])
-@pytest.mark.parametrize("changes", [{}, {"offset": False}, {"projector": "mlp", "projector_width": 6}])
-def test_fused_table_in_training_evaluation_and_folded(
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"offset": False},
+        {"projector": "mlp", "projector_width": 6},
+        {"own_start": "random", "own_shrinkage": 0.0, "fuse_output": False, "untrained_negatives": True},
+    ],
+)
+def test_fused_tables_in_training_evaluation_and_folded(
     small_data: InteractionData, student: str, changes: dict
 ) -> None:
     """The rows that a step fuses, the whole table, and the folded plain student give the same scores."""
@@ -252,26 +267,72 @@ def test_fused_table_in_training_evaluation_and_folded(
     objective.eval()
     batch = samples.batch(torch.arange(12))
     with torch.no_grad():
-        table = objective.item_table()
-        whole = objective.student(batch.history, table)
+        tables = objective.item_tables()
+        whole = objective.student(batch.history, tables)
         hidden, scoring = objective._encode(batch)
         step = objective.student.score(hidden, scoring, batch.history)
         assert torch.allclose(step, whole, atol=1e-6)
         own = objective.student(batch.history)
         assert (own - whole).abs().max() > 1e-3
-        fold_item_table(objective.student, table)
+        fold_item_tables(objective.student, tables)
         assert torch.allclose(objective.student(batch.history), whole, atol=1e-6)
 
 
 def test_fuse_by_hand(small_data: InteractionData) -> None:
-    objective, _ = distilled(small_data, embedding="fuse", ed_weight=0.25)
-    projector, table = objective.projector, objective.item_table()
-    expected = objective.student.items.weight[7] + 0.25 * (
-        projector.map.weight @ projector.table[7] + projector.map.bias
+    """e = n / (n + c) own + ed_weight * (W x), b = n / (n + c) own + c / (n + c) unseen."""
+    objective, _ = distilled(small_data, ed_weight=0.25, own_shrinkage=2.0, lam=0.0)
+    student, fusion, count = objective.student, objective.fusion, int(small_data.train_counts()[7])
+    with torch.no_grad():
+        for parameter in objective.parameters():  # what starts at zero
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+        tables, x, share = objective.item_tables(), fusion.inputs.table[7], count / (count + 2.0)
+    own = student.items.weight[7]
+    assert torch.allclose(tables.inputs[7], share * own + 0.25 * (fusion.inputs.map.weight @ x), atol=1e-6)
+    assert torch.equal(tables.outputs, tables.inputs[1:])  # tied
+    bias = share * student.output_bias[6] + (1 - share) * fusion.bias_of_unseen
+    assert torch.allclose(tables.bias[6], bias, atol=1e-6)
+    assert "fusion.inputs.map.weight" in objective.state_dict()
+    assert "fusion.inputs.table" not in objective.state_dict()  # rebuilt from the store
+
+
+def test_the_official_fusion_by_hand(small_data: InteractionData) -> None:
+    official = {
+        "own_start": "random",
+        "own_shrinkage": 0.0,
+        "fuse_output": False,
+        "untrained_negatives": True,
+    }
+    objective, _ = distilled(small_data, ed_weight=0.25, **official)
+    tables, projection = objective.item_tables(), objective.projection
+    projected = projection.map.weight @ projection.table[7] + projection.map.bias
+    assert torch.allclose(tables.inputs[7], objective.student.items.weight[7] + 0.25 * projected, atol=1e-6)
+    assert torch.equal(tables.bias, objective.student.output_bias)
+
+
+def test_items_without_training_targets_are_their_text_and_no_negatives() -> None:
+    """Their own part counts nothing, and training neither pushes their scores nor draws through them."""
+    data = make_data(n_items=30, users=3, length=6)
+    unseen = torch.from_numpy(np.flatnonzero(data.train_counts()[1:] == 0))
+    assert len(unseen) > 5
+    for student in ("sasrec", "caser"):
+        objective, samples = distilled(data, student, lam=0.0)
+        batch = samples.batch(torch.arange(len(samples)))
+        hidden, tables = objective._encode(batch)
+        scores = objective.student.score(hidden, tables, batch.history)
+        assert (scores.softmax(1)[:, unseen] == 0).all()
+        with torch.no_grad():
+            assert (objective.student.score(hidden, objective.item_tables(), batch.history).abs() < 100).all()
+        objective(batch)[0].sum().backward()
+        own = objective.student.tables()
+        assert not own.inputs.grad[0].any()
+        for gradient in (objective.student.items.weight.grad[unseen + 1], own.bias.grad):
+            assert gradient is None or not gradient[..., unseen if gradient.dim() == 1 else slice(None)].any()
+    listed, _ = distilled(data, lam=1.0)  # a teacher's candidate is asked for
+    asked = listed.candidates.unique().long()
+    assert (
+        not listed.fusion.excluded[asked].any()
+        and not objective.fusion.excluded[data.train_counts()[1:] > 0].any()
     )
-    assert torch.allclose(table[7], expected, atol=1e-6)
-    assert {"projector.map.weight", "projector.map.bias"} <= set(objective.state_dict())
-    assert "projector.table" not in objective.state_dict()  # rebuilt from the store
 
 
 def test_gradients_reach_projector_and_items(small_data: InteractionData) -> None:
@@ -279,7 +340,7 @@ def test_gradients_reach_projector_and_items(small_data: InteractionData) -> Non
         objective, samples = distilled(small_data, student)
         loss, _ = objective(samples.batch(torch.arange(12)))
         loss.mean().backward()
-        assert objective.projector.map.weight.grad.abs().sum() > 0
+        assert objective.projection.map.weight.grad.abs().sum() > 0
         assert objective.student.items.weight.grad[1:].abs().sum() > 0
         assert not objective.student.items.weight.grad[0].any()
 
@@ -295,14 +356,14 @@ def test_align_draws_item_vectors_to_the_projected_teacher(small_data: Interacti
             objective(batch)[0].mean().backward()
             optimizer.step()
         assert objective(batch)[1]["align"].item() < 0.3 * first
-        assert objective.item_table() is None  # nothing to fold
+        assert objective.item_tables() is None  # nothing to fold
 
 
 def test_bf16_projection_is_close(small_data: InteractionData) -> None:
     exact, samples = distilled(small_data, embedding="fuse")
     rounded, _ = distilled(small_data, embedding="fuse", projection_dtype="bf16")
-    assert rounded.projector.table.dtype == torch.bfloat16
-    a, b = exact.item_table(), rounded.item_table()
+    assert rounded.projection.table.dtype == torch.bfloat16
+    a, b = exact.item_tables().inputs, rounded.item_tables().inputs
     assert b.dtype == torch.float32
     assert not torch.equal(a, b) and (a - b).abs().max() < 0.02
 

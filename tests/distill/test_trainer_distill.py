@@ -13,15 +13,15 @@ from src.core.artifacts import read_json
 from src.core.data_utils import InteractionData
 from src.core.errors import Interrupted, UserError
 from src.core.metrics import EvalConfig
+from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows, TeacherStore
-from src.distill import trainer_distill
-from src.distill.selection_policy import Selection
+from src.distill import ranking_gate, trainer_distill
 from src.distill.trainer_distill import train_distilled
 from src.student import trainer_baseline
 from src.student.architectures import Student
 from src.student.checkpoint import load_checkpoint, load_student_model, save_student
 from src.student.trainer_baseline import train_student
-from tests.distill.conftest import make_data, make_settings, make_store
+from tests.distill.conftest import make_data, make_rows, make_settings, make_store
 
 N_ITEMS = 60
 EVAL = EvalConfig(ks=(10,), select_metric="NDCG@10", exclude_history=False, batch_size=256, candidates=None)
@@ -86,7 +86,7 @@ def student_settings(name: str = "sasrec", **changes: object):
         "optimizer": "adamw",
         "lr": 5e-3,
         "weight_decay": 1e-2,
-        "average": 0.0,
+        "ema": 0.0,
         "batch_size": 64,
     }
     return make_settings("student", name, **{**small, "max_epochs": 15, "patience": 15, **changes})
@@ -104,7 +104,7 @@ def distil(
 ):
     return train_distilled(
         student or student_settings(),
-        make_settings("distill", "dllm2rec", **changes),
+        make_settings("distill", "dllm2rec", **{"gate_rankings": False, **changes}),
         active or make_settings("active", "all"),
         world.data,
         store or world.store,
@@ -113,7 +113,7 @@ def distil(
         folder=folder,
         fingerprint="f",
         selection=selection,
-    )
+    )[:2]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_other_students_learn_from_the_ranking(world: World, tmp_path: Path, nam
 
 def test_official_profile_trains(world: World, tmp_path: Path) -> None:
     config = student_settings("sasrec_dllm2rec", loss="dros", dros_alpha=1.0, max_epochs=2)
-    _, result = train_distilled(
+    _, result, report = train_distilled(
         config,
         make_settings("distill", "dllm2rec_official"),
         make_settings("active", "all"),
@@ -171,6 +171,7 @@ def test_official_profile_trains(world: World, tmp_path: Path) -> None:
     )
     assert result.history[1]["loss"] < result.history[0]["loss"]
     assert {"recommendation", "ranking"} <= set(result.history[0])
+    assert "every sample" in report["note"]
 
 
 def test_bf16_steps_stay_close_to_float32(world: World, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_the_saved_folder_is_a_plain_student_with_the_same_scores(world: World, 
 
 
 def test_the_baselines_initial_weights_and_batches(world: World, tmp_path: Path, monkeypatch) -> None:
-    """What differs between baseline and distilled is the loss alone: same start, same order of samples."""
+    """What differs between baseline and distilled is loss and item tables: same start, same order of samples."""
     seen: dict[str, list] = {}
 
     def spy(objective, data, config, eval_config, **keys):
@@ -217,7 +218,8 @@ def test_the_baselines_initial_weights_and_batches(world: World, tmp_path: Path,
     with pytest.raises(Interrupted):
         train_student(student_settings(), world.data, EVAL, seed=1, folder=tmp_path, fingerprint="f")
     a, b = seen["weights"]
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a if k != "items.weight")
+    assert b["items.weight"].any() and not a["items.weight"].any()  # of its own an item starts with nothing
     assert seen["keys"][0] == seen["keys"][1] == (1, None)
 
 
@@ -317,3 +319,50 @@ def test_manifest_of_the_world(world: World) -> None:
     """The store of these tests is one that the format's owner accepts, with every training sample."""
     manifest = read_json(world.store.folder / "manifest.json")
     assert manifest["n_samples"] == {"train": 660} and manifest["n_train_split"] == 660
+
+
+def gated_store(world: World, folder: Path, knows: bool) -> TeacherStore:
+    """The world's store with validation rows: the true item first, or chance."""
+    ids = world.data.splits["valid"]
+    chance = make_rows(world.data, ids, N_ITEMS, kind="log_likelihood")
+    rankings = chance.rankings.copy()
+    if knows:
+        for row, target in enumerate(world.data.targets(ids)):
+            rankings[row] = [target, *rankings[row][rankings[row] != target]]
+    valid = TeacherRows(ids, rankings[:, :20], chance.scores[:, :20], chance.target_scores)
+    vectors = world.store.item_embeddings()
+    return make_store(folder, world.data, world.store.rows("train"), vectors, "log_likelihood", valid)
+
+
+def gated(world: World, folder: Path, store: TeacherStore, **changes: object):
+    config = make_settings("distill", "dllm2rec", **changes)
+    keys = {"seed": 1, "folder": folder, "fingerprint": "f"}
+    active, student = make_settings("active", "all"), student_settings(max_epochs=3)
+    return train_distilled(student, config, active, world.data, store, EVAL, **keys)
+
+
+def test_rankings_of_a_teacher_that_knows_no_more_change_nothing(world: World, tmp_path: Path) -> None:
+    store = gated_store(world, tmp_path / "s", knows=False)
+    student, result, report = gated(world, tmp_path / "g", store)
+    alone, of_alone, said = gated(world, tmp_path / "a", store, lam=0.0)
+    _, _, unknown = gated(world, tmp_path / "u", world.store)
+    assert "rankings not used: the teacher is" in report["note"] and report["train_share"] == 0
+    assert said == {"used": False, "note": "rankings not used: distill.lam=0"}
+    assert unknown == {"used": False, "note": "rankings not used: the teacher's store has none of valid"}
+    assert result.best_value == of_alone.best_value
+    for (name, a), (_, b) in zip(student.state_dict().items(), alone.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_rankings_of_a_teacher_that_knows_more_are_followed_and_judged(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking_gate, "_LEAST_ROWS", 10)  # 60 validation rows in all
+    store = gated_store(world, tmp_path / "s", knows=True)
+    _, result, report = gated(world, tmp_path / "g", store)
+    assert report["train_share"] > 0 and "rankings followed for targets seen" in report["note"]
+    with_rankings, without = report["valid_with"], report["valid_without_rankings"]
+    assert result.best_value == max(with_rankings, without)
+    assert ("left out" in report["note"]) == (with_rankings <= without) == (not report["used"])
+    weights = load_checkpoint(tmp_path / "g" / "checkpoint.pt", "f")["objective"]["sample_weights"]
+    assert (weights == 1).all()  # the gate is beside the selection, not in it

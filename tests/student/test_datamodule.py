@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from src.student.datamodule import Samples, Selection
+from src.core.selection import Selection
+from src.student.datamodule import Samples
 
 CPU = torch.device("cpu")
 

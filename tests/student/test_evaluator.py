@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from src.core.candidates import CandidateConfig, load_candidates
 from src.core.errors import UserError
 from src.core.metrics import MISSED
-from src.student.datamodule import Samples, Selection
+from src.core.selection import Selection
+from src.student.datamodule import Samples
 from src.student.evaluator import choose, rank_prepared, rank_samples, ranks_from_scores
 from src.student.models import build_student
 from tests.student.conftest import make_student_config
@@ -111,19 +112,18 @@ def test_three_conventions_by_hand(student, small_data):
         assert (ranks.ranked[row], ranks.history_excluded[row]) == naive_ranks(scores[row], window, target)
         assert ranks.past_excluded[row] == naive_ranks(scores[row], past, target)[1]
     assert longer, "some pasts are longer than the window"
-    table = student.item_table().detach()
-    again = rank_prepared(student, Samples(small_data, Selection(ids), CPU), 8, table)
+    again = rank_prepared(student, Samples(small_data, Selection(ids), CPU), 8, student.tables())
     np.testing.assert_array_equal(again, ranks.ranked)
     assert ranks.metrics((10,), "past_excluded")["HitRatio@10"] == np.mean(ranks.past_excluded <= 10)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_scores_that_are_not_finite_are_refused(student, small_data, value):
-    table = student.item_table().detach().clone()
+    tables = student.tables()._replace(inputs=student.item_table().detach().clone())
     item = int(small_data.targets(small_data.splits["test"][3:4])[0])
-    table[item] = value
+    tables.inputs[item] = value
     with pytest.raises(UserError, match="not finite"):
-        rank_samples(student, small_data, small_data.splits["test"], 8, CPU, item_table=table)
+        rank_samples(student, small_data, small_data.splits["test"], 8, CPU, tables=tables)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from src.core.errors import ConfigError, UserError
 from src.student.config import ARCHITECTURES
-from src.student.models import build_student, fold_item_table, from_official
+from src.student.models import build_student, fold_item_tables, from_official
 from tests.student.conftest import make_student_config
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "dllm2rec_models.npz"
@@ -58,6 +58,12 @@ def official_histories(oracle):
     return torch.from_numpy(histories)
 
 
+def with_inputs(student, table):
+    """The student's item tables with this input table, which a tied student scores with as well."""
+    tables = student.tables()._replace(inputs=table)
+    return tables if student.output is not None else tables._replace(outputs=table[1:])
+
+
 @pytest.mark.parametrize("name", OFFICIAL)
 @torch.no_grad()
 def test_official_weights_give_official_outputs(oracle, name):
@@ -69,13 +75,13 @@ def test_official_weights_give_official_outputs(oracle, name):
 def test_official_outputs_with_fused_teacher_embeddings(oracle):
     student, histories = official_student(oracle, "SASRec"), official_histories(oracle)
     projected = torch.from_numpy(oracle["SASRec/llm_projected"]).float()
-    table = student.item_table().clone()
-    table[1:] += float(oracle["in/ed_weight"]) * projected
+    tables = student.tables()._replace(inputs=student.item_table().clone())
+    tables.inputs[1:] += float(oracle["in/ed_weight"]) * projected
     expected = oracle["SASRec/pert/out_llm"]
     assert np.abs(student(histories).numpy() - expected).max() > 1e-2
-    table[0] = 7.0  # what stands in the padding row must not matter
-    np.testing.assert_allclose(student(histories, table).numpy(), expected, rtol=1e-5, atol=1e-5)
-    fold_item_table(student, table)
+    tables.inputs[0] = 7.0  # what stands in the padding row must not matter
+    np.testing.assert_allclose(student(histories, tables).numpy(), expected, rtol=1e-5, atol=1e-5)
+    fold_item_tables(student, tables)
     np.testing.assert_allclose(student(histories).numpy(), expected, rtol=1e-5, atol=1e-5)
     assert not student.item_table()[0].any()
 
@@ -143,12 +149,12 @@ def test_rows_of_a_batch_do_not_mix(name):
 def test_scores_of_some_items_are_those_of_the_catalogue(name):
     student, history = STUDENTS[name], torch.tensor([[0, 1, 2], [4, 5, 4]])
     items = torch.tensor([[1, N, 7], [4, 4, 9]])
-    for table in (None, torch.randn(N + 1, 16)):
-        hidden = student.encode(history, table)
+    for tables in (None, with_inputs(student, torch.randn(N + 1, 16))):
+        hidden = student.encode(history, tables)
         assert hidden.shape == (2, student.output_width)
-        expected = student(history, table).gather(1, items - 1)
+        expected = student(history, tables).gather(1, items - 1)
         torch.testing.assert_close(
-            student.score_items(hidden, items, table, history), expected, rtol=1e-5, atol=1e-5
+            student.score_items(hidden, items, tables, history), expected, rtol=1e-5, atol=1e-5
         )
 
 
@@ -159,7 +165,7 @@ def test_padding_row_gets_no_gradient(name):
     history = torch.tensor([[0, 0, 3, 4]])
     student(history).logsumexp(1).sum().backward()
     assert not student.items.weight.grad[0].any() and student.items.weight.grad[4].any()
-    student(history, table).logsumexp(1).sum().backward()
+    student(history, with_inputs(student, table)).logsumexp(1).sum().backward()
     assert not table.grad[0].any() and table.grad[4].any()
 
 

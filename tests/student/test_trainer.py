@@ -12,10 +12,10 @@ import torch
 
 from src.core.errors import Interrupted, UserError
 from src.core.seed import seed_everything
+from src.core.selection import Selection
 from src.core.signals import stop_on_signals
 from src.student.checkpoint import load_student_model, save_student
 from src.student.config import ARCHITECTURES
-from src.student.datamodule import Selection
 from src.student.evaluator import rank_samples
 from src.student.models import build_student
 from src.student.objective import BaselineObjective
@@ -64,7 +64,7 @@ class StopsIn(BaselineObjective):
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("sasrec", ("loss=dros", "dropout=0.3", "average=0.9")),
+        ("sasrec", ("loss=dros", "dropout=0.3", "ema=0.9")),
         ("gru4rec", ("loss=gbce", "negatives=5")),
         ("caser", ()),
     ],
@@ -252,7 +252,7 @@ def test_parts_of_the_loss_and_metrics_reach_the_run(small_data, eval_config, tm
     class Parts(BaselineObjective):
         def forward(self, batch):
             loss, _ = super().forward(batch)
-            return loss.mean() * 2, {"half": loss.detach().mean()}  # a scalar has weighed its samples itself
+            return loss * 2, {"half": loss.detach().mean()}
 
     class Recorder:
         scalars: list = []

@@ -1,0 +1,20 @@
+"""Chosen samples with their weights; no heavy import here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chosen samples, and how much each counts: in a training, or in what is distilled of it.
+
+    Attributes:
+        sample_ids: [n] int64, each once.
+        weights: [n] float32, non-negative (mean 1 keeps the loss's scale); None counts all alike.
+    """
+
+    sample_ids: np.ndarray
+    weights: np.ndarray | None = None
