@@ -80,7 +80,7 @@ def readable_titles(tokens: PromptTokens, titles: Sequence[str], most: int | Non
     Raises:
         UserError: a title that is empty, or of which the tokenizer knows nothing.
     """
-    readable = [titles[0]]
+    readable, tokens_of = [titles[0]], [()]
     for item, title in enumerate(map(str.strip, titles[1:]), start=1):
         if not title:
             raise UserError(f"the title of item {item} is empty", "a title per item", "the items file")
@@ -91,12 +91,14 @@ def readable_titles(tokens: PromptTokens, titles: Sequence[str], most: int | Non
                 "at least one token per title",
                 "the items file, or an LLM whose tokenizer knows these characters",
             )
-        readable.append(title if most is None or len(ids) <= most else _beginning(tokens, title, most))
+        fits = most is None or len(ids) <= most
+        readable.append(title if fits else _beginning(tokens, title, most))
+        tokens_of.append(tuple(ids if fits else tokens.of(" " + readable[item])))
     cut = [item for item, title in enumerate(titles) if item and title.strip() != readable[item]]
     if cut:
         what = f"teacher.prompt.title_tokens={most}: {len(cut)} of {len(titles) - 1} titles are cut"
         log.info("%s, first item %d to %r", what, cut[0], readable[cut[0]])
-    _name_alike(tokens, readable)
+    _name_alike(readable, tokens_of)
     return readable
 
 
@@ -106,14 +108,14 @@ def _beginning(tokens: PromptTokens, title: str, most: int) -> str:
     return title[: max(1, fits)].strip()
 
 
-def _name_alike(tokens: PromptTokens, readable: Sequence[str]) -> None:
+def _name_alike(titles: Sequence[str], tokens_of: Sequence[tuple[int, ...]]) -> None:
     """Log the titles that differ for people, not for the tokenizer."""
     first_with: dict[tuple[int, ...], int] = {}
     alike = []
-    for item in range(1, len(readable)):
-        first = first_with.setdefault(tuple(tokens.of(" " + readable[item])), item)
-        if normal_title(readable[first]) != normal_title(readable[item]):
-            alike.append((item, readable[item], first, readable[first]))
+    for item in range(1, len(titles)):
+        first = first_with.setdefault(tokens_of[item], item)
+        if normal_title(titles[first]) != normal_title(titles[item]):
+            alike.append((item, titles[item], first, titles[first]))
     if alike:
         log.warning(
             "%d titles have the tokens of another: item %d (%r) those of item %d (%r)", len(alike), *alike[0]

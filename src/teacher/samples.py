@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +12,8 @@ from torch import Tensor
 from src.core.data_utils import InteractionData
 from src.teacher.encoder import FrozenEncoder
 from src.teacher.find_batch_size import BatchSizeFinder
+from src.teacher.ilora_model import IloraModel
 from src.teacher.prompts import Example, PromptBatch, PromptBuilder, collate
-
-if TYPE_CHECKING:
-    from src.teacher.ilora_model import IloraModel
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class TeacherProgress:
     without_gain: int = 0
     finished: bool = False
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class TeacherTrainer(TrainingSteps):
@@ -116,7 +115,6 @@ class TeacherTrainer(TrainingSteps):
         show_answers(self.run, self.config, self.model, self.source, self.valid_ids, done.step)
         item, lm = np.mean(self.since, axis=0).tolist()
         self.since.clear()
-        done.history.append({"step": done.step, "valid": value, "item": item, "lm": lm})
         if self.run is not None:
             self.run.scalar("teacher/valid", value, done.step)
         if value > done.best_value:
