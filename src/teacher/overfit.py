@@ -36,6 +36,7 @@ log = get_logger(__name__)
 
 def overfit_config(config: IloraConfig) -> IloraConfig:
     """The settings of the debug run: one batch of all rows, constant rate, no dropout, decay or curriculum."""
+    assert config.overfit is not None
     return replace(
         config,
         lora=replace(config.lora, dropout=0.0),

@@ -80,7 +80,8 @@ def readable_titles(tokens: PromptTokens, titles: Sequence[str], most: int | Non
     Raises:
         UserError: a title that is empty, or of which the tokenizer knows nothing.
     """
-    readable, tokens_of = [titles[0]], [()]
+    readable: list[str] = [titles[0]]
+    tokens_of: list[tuple[int, ...]] = [()]
     for item, title in enumerate(map(str.strip, titles[1:]), start=1):
         if not title:
             raise UserError(f"the title of item {item} is empty", "a title per item", "the items file")
@@ -91,9 +92,12 @@ def readable_titles(tokens: PromptTokens, titles: Sequence[str], most: int | Non
                 "at least one token per title",
                 "the items file, or an LLM whose tokenizer knows these characters",
             )
-        fits = most is None or len(ids) <= most
-        readable.append(title if fits else _beginning(tokens, title, most))
-        tokens_of.append(tuple(ids if fits else tokens.of(" " + readable[item])))
+        if most is not None and len(ids) > most:
+            readable.append(_beginning(tokens, title, most))
+            ids = tokens.of(" " + readable[item])
+        else:
+            readable.append(title)
+        tokens_of.append(tuple(ids))
     cut = [item for item, title in enumerate(titles) if item and title.strip() != readable[item]]
     if cut:
         what = f"teacher.prompt.title_tokens={most}: {len(cut)} of {len(titles) - 1} titles are cut"
