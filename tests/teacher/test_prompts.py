@@ -150,7 +150,7 @@ def test_unusable_titles_and_candidates_are_refused(prompt, tokenizer):
         ("teacher.prompt.candidates=1", "found 1, expected 0 or at least 2"),
         ('teacher.prompt.entry="{item}"', "expected {title} once"),
         ("teacher.prompt.evaluation.prefix=hello", "found 0 times {history}, expected once"),
-        ("teacher.objective={item:0,lm:0}", "item and lm are both 0"),
+        ("teacher.objective={item:0,lm:0}", "item, lm: found 0 and 0, expected a positive weight"),
         ("teacher.llm.kind=local", "expected a folder"),
         ("+teacher.loar=3", "unknown key"),
     ],
