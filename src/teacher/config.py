@@ -230,6 +230,7 @@ class TfidfConfig(TeacherConfig):
     """`teacher=tfidf`: words and word pairs of the titles, no language model; what an LLM has to beat."""
 
     words: int = setting("longest word sequence that is a term", ge=1)
+    least_items: int = setting("items that a term must occur in", ge=1)
     dim: int = setting("width of the item vectors (truncated SVD of the TF-IDF matrix)", ge=1)
     similarity: SimilarityConfig = setting("rankings from the vectors")
 

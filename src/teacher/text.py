@@ -97,12 +97,19 @@ class TfidfTeacher(SimilarityTeacher):
     def vectors(self) -> np.ndarray:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        terms = TfidfVectorizer(ngram_range=(1, self.config.words), sublinear_tf=True, dtype=np.float64)
+        c = self.config
+        terms = TfidfVectorizer(
+            ngram_range=(1, c.words), min_df=c.least_items, sublinear_tf=True, dtype=np.float64
+        )
         try:
             self._terms = terms.fit_transform(self.data.titles[1:])
         except ValueError as e:  # scikit-learn's: no words
-            raise UserError(f"the titles hold no words: {e}", "titles with words", "dataset") from None
-        left, values = truncated_svd(self._terms, self.config.dim)
+            found, fix = (
+                f"the titles hold no words in {c.least_items} items: {e}",
+                "dataset, or teacher.least_items",
+            )
+            raise UserError(found, "titles with words in common", fix) from None
+        left, values = truncated_svd(self._terms, c.dim)
         return (left * values).astype(np.float32)
 
     def fitted(self) -> list[np.ndarray]:

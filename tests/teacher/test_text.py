@@ -62,8 +62,9 @@ class TestGeometry:
 
 
 class TestTfidf:
-    def test_vectors_against_the_definition(self):
-        teacher = build("tfidf", shop(), None, "teacher.export.top_k=3")
+    @pytest.mark.parametrize("least", [1, 2])
+    def test_vectors_against_the_definition(self, least):
+        teacher = build("tfidf", shop(), None, "teacher.export.top_k=3", f"teacher.least_items={least}")
         terms = []
         for title in TITLES[1:]:
             words = re.findall(r"\w\w+", title.lower())
@@ -71,11 +72,15 @@ class TestTfidf:
         df = Counter(t for counted in terms for t in counted)
         n = len(terms)
         rows = [
-            {t: (1 + math.log(c)) * (math.log((1 + n) / (1 + df[t])) + 1) for t, c in counted.items()}
+            {
+                t: (1 + math.log(c)) * (math.log((1 + n) / (1 + df[t])) + 1)
+                for t, c in counted.items()
+                if df[t] >= least
+            }
             for counted in terms
         ]
         expected = np.array([[sum(a[t] * b.get(t, 0) for t in a) for b in rows] for a in rows])
-        length = np.sqrt(np.diag(expected))
+        length = np.sqrt(np.maximum(np.diag(expected), 1e-30))  # a title that shares no word is zeros
         vectors = teacher.item_embeddings()
         assert not vectors[0].any() and vectors.dtype == np.float32
         np.testing.assert_allclose(
@@ -83,7 +88,7 @@ class TestTfidf:
         )
 
     def test_titles_without_words(self):
-        with pytest.raises(UserError, match="titles hold no words.*dataset"):
+        with pytest.raises(UserError, match="titles hold no words in 2 items.*dataset"):
             build("tfidf", replace(toy(), titles=["", *"-+*/=!"]), None, "teacher.export.top_k=3")
 
 
