@@ -108,7 +108,7 @@ def language_model(config: LLMConfig, layers: int | None = None) -> Any:
         length = {"vocab_size": tiny.vocab_size, "max_position_embeddings": tiny.context}
         found: Any = LlamaConfig(**sizes, **heads, **length, num_hidden_layers=tiny.layers)
     else:
-        path = resolve(str(config.path)) if config.kind in ("local", "gguf") else config.path
+        path: Any = resolve(str(config.path)) if config.kind in ("local", "gguf") else config.path
         where = {"gguf_file": path.name} if config.kind == "gguf" else {"revision": config.revision}
         try:
             source = str(path.parent if config.kind == "gguf" else path)

@@ -269,7 +269,7 @@ def test_text_embeddings_against_the_plain_model(trained, demo_data, pooling):
         expected = states[-1] if pooling == "last" else states[len(builder.tokens.start) :].mean(0)
         np.testing.assert_allclose(tables["base", layer][item], expected.numpy(), atol=1e-5)
         assert not np.allclose(tables["base", layer], tables["adapted", layer], atol=1e-4)
-    with pytest.raises(UserError, match=r"layer=9; expected -3\.\.2"):
+    with pytest.raises(UserError, match=r"layer 9; expected -3\.\.2"):
         TextEmbedder(model, builder, EmbeddingConfig("text", "last", "base", 9), 7)
 
 
