@@ -65,7 +65,11 @@ def launch(stage: str, arguments: Sequence[str], command: str) -> int:
 
     # Hydra takes the name of the job from the task.
     task.__name__ = task.__qualname__ = f"run_{stage}"
-    typed, sys.argv = sys.argv, [f"run_{stage}", *arguments]
+    several = [
+        a for a in arguments if a in ("-m", "--multirun")
+    ]  # argparse wants it before or after all overrides
+    ordered = [*several, *(a for a in arguments if a not in several)]
+    typed, sys.argv = sys.argv, [f"run_{stage}", *ordered]
     try:
         check_groups(arguments)
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
@@ -129,7 +133,8 @@ def _guarded(stage: str, cfg: DictConfig, again: str) -> tuple[int, float | None
             fingerprint, seed = identity_of(stage, settings, config)
             if settings.root.skip_if_done and (earlier := find_runs(stage, fingerprint, "completed")):
                 raise DoneAlready(earlier[0].folder)
-            run = _begin(stage, fingerprint, seed, cfg, config)
+            run = Run.start(_asked_folder(), stage, fingerprint, seed)
+            _open_logs(run, cfg, config)
             from src.exp.stages import WORK
 
             metric = WORK[stage](settings, run)
@@ -165,30 +170,28 @@ def _plan(settings: Any, stage: str) -> None:
         log.info("plan: %s", line)
 
 
-def _begin(stage: str, fingerprint: str, seed: int, cfg: DictConfig, config: Mapping[str, Any]) -> Run:
-    """Make the result folder, with the configuration and `run.log` in it."""
-    h = HydraConfig.get()
-    sweep = "ANYO_SWEEP" in os.environ
+def _asked_folder() -> Path | None:
+    """The folder that the command line names for the run; None: `result/result_<timestamp>`."""
+    h, sweep = HydraConfig.get(), "ANYO_SWEEP" in os.environ
     key = "hydra.sweep.subdir=" if sweep else "hydra.run.dir="
-    asked = None
-    if any(o.startswith(key) for o in h.overrides.hydra):  # else `result/result_<timestamp>`
-        asked = Path(h.runtime.output_dir) if sweep else _asked[0]
-    run = Run.start(asked, stage, fingerprint, seed)
+    if not any(o.startswith(key) for o in h.overrides.hydra):
+        return None
+    return Path(h.runtime.output_dir) if sweep else _asked[0]
+
+
+def _open_logs(run: Run, cfg: DictConfig, config: Mapping[str, Any]) -> None:
+    """`run.log` and the configuration in the result folder, which becomes the working directory."""
+    h = HydraConfig.get()
     if run.main:
         log_to_file(run.dir / "run.log")
-        saved = run.dir / ".hydra"
+        saved, hydra_cfg = run.dir / ".hydra", OmegaConf.create({"hydra": h})
         saved.mkdir()
-        for name, value in (
-            ("config", cfg),
-            ("overrides", h.overrides.task),
-            ("hydra", OmegaConf.create({"hydra": h})),
-        ):
+        for name, value in (("config", cfg), ("overrides", h.overrides.task), ("hydra", hydra_cfg)):
             write_text(saved / f"{name}.yaml", OmegaConf.to_yaml(value))
         write_json(saved / "config.json", {"config": config, "overrides": list(h.overrides.task)})
-        log.info("%s %s begins; its result: %s", stage, fingerprint or "(debug run)", run.dir)
+        log.info("%s %s begins; its result: %s", run.stage, run.fingerprint or "(debug run)", run.dir)
     if h.job.chdir:
         os.chdir(run.dir)
-    return run
 
 
 def _failure(error: Exception, run: Run | None) -> tuple[int, str]:

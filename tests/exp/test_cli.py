@@ -84,7 +84,7 @@ def test_a_dry_run_and_a_typo_leave_nothing(stage: Stage, roots: Path, extra: li
     ("override", "says"),
     [
         ("student=[sasrec,gru4rec]", "--multirun student=a,b"),
-        ("student=null", "one of caser, gru4rec, sasrec"),
+        ("student=null", "one of caser, "),
         ("student=", "one of caser"),
         ("~student", "one of caser"),
         ("dataset=null", "one of"),
@@ -348,7 +348,7 @@ def test_nothing_heavy_before_a_run_begins(stage: Stage) -> None:
         "launch('student_baseline', ['student.widht=1'], '')\n"
         "import src.exp.identity, src.exp.settings, src.core.runs\n"
         "heavy = {'torch', 'transformers', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
-        "sys.exit(', '.join(sorted(heavy)))"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
