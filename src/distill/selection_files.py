@@ -99,7 +99,7 @@ def write_selection(folder: Path, selection: Selection, fields: Mapping[str, Any
     """
     with artifact_folder(folder) as tmp:
         save_npy(tmp / "sample_ids.npy", selection.sample_ids)
-        save_npy(tmp / "weights.npy", selection.weights)
+        save_npy(tmp / "weights.npy", np.asarray(selection.weights))
         write_manifest(
             tmp, {"format_version": FORMAT_VERSION, **fields, "n_samples": len(selection.sample_ids)}
         )

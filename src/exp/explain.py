@@ -12,7 +12,7 @@ from typing import Any
 
 from src.core.config import did_you_mean, fields_of, group_of, rules_of
 from src.core.errors import UserError
-from src.exp.settings import Settings
+from src.exp.settings import GROUPS, Settings
 
 
 def explain(keys: list[str], overrides: list[str]) -> str:
@@ -22,8 +22,7 @@ def explain(keys: list[str], overrides: list[str]) -> str:
         UserError: a key that does not exist with these choices, or overrides that are wrong.
     """
     settings = Settings.compose(overrides, strict=False)
-    groups = {name: getattr(settings, name) for name in ("dataset", "teacher", "student", "distill")}
-    groups |= {name: getattr(settings, name) for name in ("active", "eval", "compare")}
+    groups = {name: getattr(settings, name) for name in ("teacher", *GROUPS)}
     entries = list(_entries(settings.root, type(settings.root), ""))
     for name, group in groups.items():
         entries += _entries(group, type(group), f"{name}.")

@@ -18,6 +18,7 @@ from src.exp.usage import _STAGES
 CHOICES = [
     (f"{group}={path.stem}",) for group in ("teacher", "student") for path in (CONF / group).glob("*.yaml")
 ]
+CHOICES = [(*c, *(["teacher.llm.path=/x"] if c == ("teacher=text",) else [])) for c in CHOICES]
 CHOICES += [
     ("dataset=csv",),
     ("dataset=lastfm_ilora",),
