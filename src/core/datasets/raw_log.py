@@ -95,39 +95,18 @@ class RawSplits:
     path: Path
 
 
-def encode(
-    column: np.ndarray | pa.ChunkedArray,
-    at: Callable[[int], str] = "row {}".format,
-    what: str = "the id",
-    key: str = "the file",
-    strict: bool = False,
-) -> Ids:
-    """Number raw ids in ascending order, in time linear in the log; blanks around a text id do not count.
+def encode(column: np.ndarray | pa.ChunkedArray) -> Ids:
+    """Number raw ids in ascending order, in time linear in the log.
 
     Args:
         column: integers, or a dictionary of texts.
-        at, what, key: place of a row, name of the column and the setting to change, for messages.
-        strict: what stands for a missing value (nan, null) is no id.
-
-    Raises:
-        UserError: a blank or missing id; one number in two notations (12 and 12.0).
     """
     values: Any
     if isinstance(column, pa.ChunkedArray):
         if not pa.types.is_dictionary(column.type):
             return encode(column.to_numpy())
-        one = column.unify_dictionaries().combine_chunks()
-        one = one.chunk(0) if isinstance(one, pa.ChunkedArray) else one
-        texts = [text.strip() for text in one.dictionary.to_pylist()]
-        codes, values = _merged(one.indices.to_numpy(), texts)
-        refused = _MISSING | {""} if strict else {""}
-        if bad := [i for i, text in enumerate(texts) if text in refused]:
-            row = int(np.isin(one.indices.to_numpy(), bad).argmax())
-            text = texts[one.indices[row].as_py()]
-            found = f"is {text!r}, a missing value" if text else "is blank"
-            raise UserError(f"{at(row)}: {what} {found}", "an id in every row", key)
-        _one_notation(values, at, codes, what, key)
-        values = _numeric(values)
+        codes, texts = _dictionary(column)
+        values = _numeric(texts)
     elif (
         len(column) and (span := int(column.max()) - int(low := column.min())) < _DENSE * len(column) + 2**20
     ):
@@ -143,24 +122,40 @@ def encode(
     return Ids(rank[codes], values[order])
 
 
-def _merged(codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Codes of the distinct texts."""
-    new, values = pd.factorize(np.array(texts, dtype=object))
-    return (codes if len(values) == len(texts) else new[codes].astype(np.int32)), list(values)
+def tidy_ids(column: pa.ChunkedArray, at: Callable[[int], str], what: str, key: str) -> pa.ChunkedArray:
+    """Ids of unknown origin without the blanks around them.
+
+    Args:
+        at, what, key: place of a row, name of the column and the setting to change, for messages.
+
+    Raises:
+        UserError: an id that is blank or stands for a missing value; one number as 12 and as 12.0.
+    """
+    if not pa.types.is_dictionary(column.type):
+        return column
+    codes, raw = _dictionary(column)
+    texts = [text.strip() for text in raw]
+    known = set(texts)
+    for code, text in enumerate(texts):
+        whole, dot, zeros = text.partition(".")
+        found, expected = "", "an id in every row"
+        if not text or text in _MISSING:
+            found = f"is {text!r}, a missing value" if text else "is blank"
+        elif dot and whole in known and not zeros.strip("0"):
+            found, expected = f"is {text!r}, and {whole!r} in other rows", "one notation"
+        if found:
+            raise UserError(f"{at(int((codes == code).argmax()))}: {what} {found}", expected, key)
+    if texts == raw:
+        return column
+    merged, values = pd.factorize(np.array(texts, dtype=object))
+    indices = pa.array(merged[codes].astype(np.int32))
+    return pa.chunked_array([pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))])
 
 
-def _one_notation(
-    values: list[str], at: Callable[[int], str], codes: np.ndarray, what: str, key: str
-) -> None:
-    """Refuse a number written as 12 in one row and as 12.0 in another: they would be two ids."""
-    known = set(values)
-    for code, value in enumerate(values):
-        whole, dot, zeros = value.partition(".")
-        if dot and whole in known and not zeros.strip("0"):
-            row = int((codes == code).argmax())
-            raise UserError(
-                f"{at(row)}: {what} is {value!r}, and {whole!r} in other rows", "one notation", key
-            )
+def _dictionary(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    one = column.unify_dictionaries().combine_chunks()
+    one = one.chunk(0) if isinstance(one, pa.ChunkedArray) else one
+    return one.indices.to_numpy(), one.dictionary.to_pylist()
 
 
 def _numeric(values: Sequence[str]) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from src.core.artifacts import write_json, write_text
 from src.core.datasets.config import DatasetConfig
@@ -105,46 +106,35 @@ def _split(data: Prepared, name: str, in_train: np.ndarray, config: DatasetConfi
 
 def markdown(numbers: dict[str, Any]) -> str:
     """The numbers as a page with tables."""
-    lines = [f"# {numbers['dataset']} ({numbers['protocol']})", ""]
+    pages = [f"# {numbers['dataset']} ({numbers['protocol']})"]
     if numbers["protocol"] == "official":
-        lines += [
-            "Each row of the split files counts as a user of its own: histories repeat interactions.",
-            "",
-        ]
-    lines += ["| | |", "|---|---|"]
-    for key in ("users", "items", "interactions"):
-        lines.append(f"| {key} | {numbers[key]:,} |")
-    lines.append(f"| density | {numbers['density']:.4%} |")
-    lines += [
-        f"| {key.replace('_', ' ')} | {_short(value)} |" for key, value in numbers["popularity"].items()
+        pages += ["Each row of the split files counts as a user of its own: histories repeat interactions."]
+    whole = {key: numbers[key] for key in ("users", "items", "interactions", "density")} | numbers[
+        "popularity"
     ]
-    for key in ("distinct_words", "shared_titles"):
-        lines.append(f"| {key.replace('_', ' ')} | {numbers['titles'][key]:,} |")
-    lines += ["", f"| | mean | {' | '.join(_QUANTILES)} |", "|---" * (len(_QUANTILES) + 2) + "|"]
+    whole |= {key: numbers["titles"][key] for key in ("distinct_words", "shared_titles")}
     spreads = {key: numbers[key] for key in ("interactions_per_user", "interactions_per_item")}
     spreads |= {f"title_{key}": numbers["titles"][key] for key in ("words", "characters")}
-    spreads |= {
-        f"history_length_{name}": split["history_length"] for name, split in numbers["splits"].items()
-    }
-    for key, spread in spreads.items():
-        lines.append(f"| {key.replace('_', ' ')} | {' | '.join(_short(v) for v in spread.values())} |")
-    lines += [
-        "",
-        "| split | samples | users | unseen targets | first target | last target |",
-        "|---" * 6 + "|",
+    splits = {name: dict(split) for name, split in numbers["splits"].items()}
+    spreads |= {f"history_length_{name}": split.pop("history_length") for name, split in splits.items()}
+    tables = [{key: {"": value} for key, value in whole.items()}, spreads, splits]
+    tables += [
+        {entry["filter"]: {k: v for k, v in entry.items() if k != "filter"} for entry in numbers["filters"]}
     ]
-    for name, split in numbers["splits"].items():
-        cells = [split["samples"], split["users"], split["targets_never_seen_in_training"]]
-        when = [split.get("first_target", "–"), split.get("last_target", "–")]
-        lines.append(f"| {name} | {' | '.join(f'{c:,}' for c in cells)} | {' | '.join(when)} |")
-    lines += ["", "| filter | |", "|---|---|"]
-    for entry in numbers["filters"]:
-        rest = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in entry.items() if k != "filter")
-        lines.append(f"| {entry['filter']} | {rest} |")
-    return "\n".join(lines) + "\n"
+    for table in filter(None, tables):
+        frame = pd.DataFrame.from_dict(table, orient="index").astype(object).fillna("–")
+        frame = frame.map(_short).rename(columns=_words, index=_words)
+        pages.append(frame.to_markdown(disable_numparse=True))
+    return "\n\n".join(pages) + "\n"
 
 
-def _short(value: float) -> str:
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _short(value: Any) -> str:
     return (
-        f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        f"{value:,.4g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:,.0f}" if isinstance(value, (int, float)) else value
     )

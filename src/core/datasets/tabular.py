@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from src.core.datasets.columns import Id, Time, require_files
 from src.core.datasets.config import CsvConfig, DatasetConfig
-from src.core.datasets.raw_log import NO_TEXT, RawLog, encode, place, title_series
+from src.core.datasets.raw_log import NO_TEXT, RawLog, encode, place, tidy_ids, title_series
 from src.core.datasets.tables import ENDINGS, READABLE, ending, read_any
 from src.core.datasets.text_table import Form, read_lines, read_table
 from src.core.datasets.times import ticks
@@ -162,7 +162,7 @@ def _read_own(raw_dir: Path, form: CsvConfig) -> RawLog:
     if form.timestamp is not None:
         times, resolution = ticks(table[form.timestamp], at, form.time_unit, "dataset.csv.timestamp")
     users, items = (
-        encode(table[name], at, f"the {what} id", keys[name], strict=True)
+        encode(tidy_ids(table[name], at, f"the {what} id", keys[name]))
         for name, what in ((form.user, "user"), (form.item, "item"))
     )
     item_keys = {form.item_id: "dataset.csv.item_id", form.title: "dataset.csv.title"}
