@@ -62,7 +62,7 @@ def examples(
     rows: Sequence[Row],
     data: InteractionData,
     convention: str,
-    chosen: Sequence[str],
+    chosen: Sequence[str | int],
     seed: int,
     drawn: int = 18,
 ) -> list[Example]:

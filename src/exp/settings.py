@@ -34,7 +34,9 @@ class CompareConfig:
     seeds: tuple[int, ...] | None = setting("seeds to average over; null: only `seed`", ge=0)
     metrics: tuple[str, ...] = setting("metrics compared pairwise")
     draws: int = setting("bootstrap draws over users", ge=100)
-    users: tuple[str, ...] = setting("raw ids of users whose lists report.html shows, beside drawn ones")
+    users: tuple[str | int, ...] = setting(
+        "raw ids of users whose lists report.html shows, beside drawn ones"
+    )
 
     def problems(self) -> list[str]:
         twice = sorted({s for s in self.seeds or () if (self.seeds or ()).count(s) > 1})

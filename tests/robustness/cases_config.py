@@ -93,6 +93,8 @@ VALUES: tuple[tuple[str, Any, str], ...] = (
     ("compare.metrics", ["NDCG@7"], "compare.metrics: found NDCG@7, expected one of"),
     ("compare.metrics", ["MRR@10"], "compare.metrics: found MRR@10, expected one of"),
     ("compare.seeds", [-1], "compare.seeds: found -1"),
+    ("compare.seeds", [1, 2, 1], "seeds: found 1 more than once, expected different seeds"),
+    ("compare.users", "196", "compare.users: found"),
     ("compare.variants", {"x": "distill.lam=0"}, "variants.x: found 'distill.lam=0', expected a list"),
     ("compare.runs", ["a"], "compare.runs: found ['a'], expected dict"),
     ("teacher.kind", "gpt", "teacher.kind: found 'gpt', expected one of ilora"),
