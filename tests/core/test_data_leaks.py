@@ -30,9 +30,11 @@ def check(config, train, valid, test, items=ITEMS, times=TIMES, offsets=OFFSETS)
 
 @pytest.fixture
 def config(dataset_config):
-    return lambda split, **keys: replace(
-        dataset_config("csv"), split=split, min_history=1, max_history=3, **keys
-    )
+    def make(split, **keys):
+        group = dataset_config("lastfm_ilora" if split == "official" else "csv")
+        return replace(group, split=split, min_history=1, max_history=3, **keys)
+
+    return make
 
 
 def test_clean_splits_pass(config):

@@ -38,7 +38,7 @@ def test_titles_show_the_groups(dataset_config):
     group, mood, titles = demo._items(config.demo)
     assert len(titles) == 360 and len(set(titles)) >= 340
     for g, m, title in zip(group, mood, titles, strict=True):
-        adjectives, nouns = (words.split() for words in demo._THEMES[g])
+        adjectives, nouns = (words.split() for words in demo._THEMES[g].split(";"))
         words = title.split()
         assert words[0] == demo._MOODS[m] and words[1] in adjectives and words[2] in nouns
     sizes = np.bincount(group)
