@@ -78,9 +78,11 @@ class DistillObjective(Objective):
     def _excluded(self, counts: Tensor, signals: RankingSignals | None) -> Tensor | None:
         """[N] bool, items that no sample is asked for: with `untrained_negatives=false` they are no negatives.
 
-        The DRO terms square the scores, so that no score can stand for "not there".
+        The DRO terms square the scores and label smoothing averages them: there no score stands for "not there".
         """
-        if self.config.untrained_negatives or self.recommendation.needs_dro or self.config.alpha > 0:
+        own = self.recommendation.config
+        whole = self.recommendation.needs_dro or self.config.alpha > 0 or own.label_smoothing > 0
+        if self.config.untrained_negatives or whole:
             return None
         excluded = counts[1:] == 0
         if signals is not None:

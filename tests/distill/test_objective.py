@@ -327,6 +327,10 @@ def test_items_without_training_targets_are_their_text_and_no_negatives() -> Non
         assert not own.inputs.grad[0].any()
         for gradient in (objective.student.items.weight.grad[unseen + 1], own.bias.grad):
             assert gradient is None or not gradient[..., unseen if gradient.dim() == 1 else slice(None)].any()
+    smoothed = make_settings("student", "sasrec", width=8, label_smoothing=0.1)
+    config, vectors = make_settings("distill", "dllm2rec"), torch.randn(31, 12)
+    whole = DistillObjective(build_student(smoothed, 30, 5), smoothed, config, data, 0, None, vectors)
+    assert whole.fusion.excluded is None  # it would be a share of the smoothed mass
     listed, _ = distilled(data, lam=1.0)  # a teacher's candidate is asked for
     asked = listed.candidates.unique().long()
     assert (
