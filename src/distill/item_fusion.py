@@ -4,7 +4,8 @@ An item's vector is what the teacher says of it, projected to the student's widt
 that starts at zero and counts by how much was seen of the item: n / (n + shrinkage) for n training targets, the
 weight that an empirical Bayes estimate gives to an item's own mean against its prior. An item that is never a
 target has no part of its own: it is scored by what the teacher knows of it. (A free vector of such an item only
-ever learns to be wrong: as a negative it is pushed away from every history.)
+ever learns to be wrong: as a negative it is pushed away from every history.) An output layer of its own reads the fused
+input vectors through a small linear map: a second map from the teacher's vectors learns them by heart within five epochs.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class FusedItems(nn.Module):
         self.outputs = None
         if config.fuse_output:
             if student.output is not None:
-                self.outputs = TeacherProjection(vectors, student.output_width, config, learned)
+                self.outputs = nn.Linear(student.width, student.output_width, bias=False)
+                nn.init.orthogonal_(self.outputs.weight)  # rows keep their length
             self.bias_of_unseen = nn.Parameter(torch.zeros(()))
         counts = counts.float()
         share = counts / (counts + config.own_shrinkage) if config.own_shrinkage else torch.ones_like(counts)
@@ -99,7 +101,9 @@ class FusedItems(nn.Module):
         if not self.config.fuse_output:
             return ItemTables(inputs, inputs[1:] if student.output is None else own.outputs, own.bias)
         share = self.share[1:]
-        outputs = inputs[1:] if self.outputs is None else self.fuse(own.outputs, self.outputs()[1:], share)
+        outputs = inputs[1:]
+        if self.outputs is not None:
+            outputs = self.outputs(outputs) + share.unsqueeze(1) * own.outputs
         bias = torch.lerp(self.bias_of_unseen, own.bias, share)
         if training and self.excluded is not None:
             bias = bias + self.excluded
