@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,9 @@ class Selection:
     Attributes:
         sample_ids: [n] int64, each once.
         weights: [n] float32, non-negative (mean 1 keeps the loss's scale); None counts all alike.
+        provenance: what made it (the manifest of a selection's artifact).
     """
 
     sample_ids: np.ndarray
     weights: np.ndarray | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -177,11 +177,35 @@ class DistillConfig:
 
 @config_group
 class ActiveConfig:
-    """`conf/active/*.yaml`: which training samples are distilled, and with which weights."""
+    """`conf/active/*.yaml`: which training samples teach, and with which weights. What a strategy demands of these
+    is checked by `src.distill.strategies.active_problems`."""
 
-    policy: str = setting("how samples are chosen: POLICIES in src/distill/selection_policy.py")
+    policy: str = setting("name of a strategy, as its file in conf/active")
+    use: tuple[str, ...] = setting(
+        "where the selection acts: the teacher's training, the export of training rows, the distillation",
+        choices=("teacher_train", "export", "distill"),
+    )
     share: float | None = setting("share of the training samples to select", gt=0, le=1)
-    count: int | None = setting("number of training samples to select (instead of share)", ge=1)
-    weighted: bool = setting("selected samples weigh by the policy's score (mean 1) instead of 1")
-    refresh_every: int | None = setting("epochs between two selections; null: once, before the first", ge=1)
-    options: dict = setting("settings of this policy only; see its class")
+    count: int | None = setting("number of training samples to select (instead of share); 0: none", ge=0)
+    ratio: float = setting(
+        "of the selected samples, the share that the strategy chooses; the rest is drawn at random", ge=0, le=1
+    )
+    weighted: bool = setting(
+        "distill: selected samples weigh by the strategy's score (mean 1) instead of 1"
+    )
+    refresh_every: int | None = setting(
+        "distill: epochs between two selections; null: once, before the first", ge=1
+    )
+    student: str | None = setting(
+        "the student that is asked: folder of a finished run; null: the teacher's frozen encoder, else the baseline"
+    )
+    options: dict = setting("settings of this strategy only; see its class")
+
+    def problems(self) -> list[str]:
+        out = []
+        if not self.use or len(set(self.use)) != len(self.use):
+            expected = "one or more of teacher_train, export, distill, each once"
+            out.append(f"use: found {list(self.use)}, expected {expected}")
+        if self.weighted and "distill" not in self.use:
+            out.append(f"weighted: found true with use={list(self.use)}, expected false: only the distillation weighs")
+        return out

@@ -1,4 +1,4 @@
-"""What selection policies ask a student: sequence vectors and uncertainties, in batches, without gradient."""
+"""What strategies ask a student: vectors, gradients and one number per sample, in batches, without autograd."""
 
 from __future__ import annotations
 
@@ -13,27 +13,54 @@ from src.core.selection import Selection
 from src.student.architectures import ItemTables, Student
 from src.student.datamodule import SampleBatch, Samples
 
+MEASURES = (
+    "entropy",
+    "margin",
+    "least_confidence",
+    "loss",
+    "rank",
+    "best_item",
+    "target_logit",
+    "gradient_norm",
+)
 
-def uncertainty(scores: Tensor, columns: Tensor, measure: str) -> Tensor:
-    """[B], larger is less sure.
+
+def measure(name: str, scores: Tensor, columns: Tensor, hidden: Tensor) -> Tensor:
+    """[B], one number per sample.
 
     Args:
+        name: `entropy` of softmax(scores), nats; `margin`: minus the difference of the two largest probabilities;
+            `least_confidence`: 1 minus the largest; `loss`: -log p of the true item; `rank` of the true item, from
+            1, ties against it; `best_item`: its id; `target_logit`: score of the true item; `gradient_norm`: of the
+            cross-entropy at the output vectors, |p - onehot| |hidden|.
         scores: [B, N] logits.
-        columns: [B] column of the true next item; read by `loss` only.
-        measure: `entropy` of softmax(scores) in nats; `margin`: minus the difference between the two
-            largest probabilities; `least_confidence`: 1 minus the largest; `loss`: -log p of the true item.
+        columns: [B] column of the true next item.
+        hidden: [B, D] sequence vectors.
     """
-    log_p = scores.float().log_softmax(dim=1)
-    if measure == "loss":
-        return -log_p.gather(1, columns[:, None]).squeeze(1)
-    if measure == "entropy":
-        return -(log_p.exp() * log_p).sum(dim=1)
-    best = log_p.topk(2, dim=1).values.exp()
-    return best[:, 1] - best[:, 0] if measure == "margin" else 1.0 - best[:, 0]
+    scores = scores.float()
+    target = scores.gather(1, columns[:, None]).squeeze(1)
+    if name == "rank":
+        return (scores >= target[:, None]).sum(dim=1)
+    if name == "best_item":
+        return scores.argmax(dim=1) + 1
+    if name == "target_logit":
+        return target
+    log_p = scores.log_softmax(dim=1)
+    target_log_p = log_p.gather(1, columns[:, None]).squeeze(1)
+    if name == "loss":
+        return -target_log_p
+    p = log_p.exp()
+    if name == "entropy":
+        return -(p * log_p).sum(dim=1)
+    if name == "gradient_norm":
+        residual = (p.square().sum(dim=1) - 2 * target_log_p.exp() + 1).clamp(min=0).sqrt()
+        return residual * hidden.float().norm(dim=1)
+    best = p.topk(2, dim=1).values
+    return best[:, 1] - best[:, 0] if name == "margin" else 1.0 - best[:, 0]
 
 
 class StudentScorer:
-    """A student's view of samples (a `selection_policy.Scorer`); memory is bounded by the batch.
+    """A student's view of samples (`selection_policy.Scorer`); memory is bounded by the batch.
 
     Args:
         student: on `device`; its mode is restored after each pass.
@@ -52,27 +79,45 @@ class StudentScorer:
         self.batch_size, self.tables = batch_size, tables
 
     def vectors(self, sample_ids: np.ndarray) -> np.ndarray:
-        """[n, D] float32 sequence vectors."""
         return self._pass(sample_ids, lambda hidden, tables, batch: hidden)
 
-    def uncertainty(self, sample_ids: np.ndarray, measure: str) -> np.ndarray:
-        """[n] float32."""
+    def measure(self, sample_ids: np.ndarray, name: str) -> np.ndarray:
+        return self._pass(
+            sample_ids,
+            lambda hidden, tables, batch: measure(
+                name, self.student.score(hidden, tables, batch.history), batch.target - 1, hidden
+            ),
+        )
 
-        def score(hidden: Tensor, tables: ItemTables | None, batch: SampleBatch) -> Tensor:
-            return uncertainty(self.student.score(hidden, tables, batch.history), batch.target - 1, measure)
+    def gradients(self, sample_ids: np.ndarray) -> np.ndarray:
+        """[n, D]: sum over items of (p - onehot of the best item) times the item's output vector."""
 
-        return self._pass(sample_ids, score)
+        def gradient(hidden: Tensor, tables: ItemTables | None, batch: SampleBatch) -> Tensor:
+            vectors, _ = self.student.output_vectors(tables)
+            scores = self.student.score(hidden, tables, batch.history)
+            return scores.softmax(dim=1) @ vectors - vectors[scores.argmax(dim=1)]
+
+        return self._pass(sample_ids, gradient)
+
+    def log_probabilities(self, sample_ids: np.ndarray, items: np.ndarray) -> np.ndarray:
+        wanted = torch.from_numpy(np.asarray(items, np.int64) - 1).to(self.device)
+
+        def chosen(hidden: Tensor, tables: ItemTables | None, batch: SampleBatch) -> Tensor:
+            log_p = self.student.score(hidden, tables, batch.history).float().log_softmax(dim=1)
+            return log_p.gather(1, wanted[batch.rows])
+
+        return self._pass(sample_ids, chosen)
 
     @torch.no_grad()
     def _pass(
-        self, sample_ids: np.ndarray, of: Callable[[Tensor, ItemTables | None, SampleBatch], Tensor]
+        self, sample_ids: np.ndarray, compute: Callable[[Tensor, ItemTables | None, SampleBatch], Tensor]
     ) -> np.ndarray:
         training = self.student.training
         self.student.eval()
         try:
             tables = self.tables()
             rows = [
-                of(self.student.encode(batch.history, tables), tables, batch).float().cpu()
+                compute(self.student.encode(batch.history, tables), tables, batch).float().cpu()
                 for batch in self._batches(sample_ids)
             ]
         finally:

@@ -23,7 +23,8 @@ from src.distill.data_bridge import join_rows, ranking_signals, teacher_item_vec
 from src.distill.objective import DistillObjective
 from src.distill.ranking_gate import ranking_gate, why_unused
 from src.distill.scoring import StudentScorer
-from src.distill.selection_policy import SelectionContext, SelectionPolicy, make_policy
+from src.distill.selection_policy import SelectionContext, SelectionPolicy
+from src.distill.strategies import make_policy
 from src.student.architectures import Student
 from src.student.config import StudentConfig
 from src.student.evaluator import rank_samples
