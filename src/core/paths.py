@@ -52,6 +52,11 @@ def teacher_output_dir(dataset: str, teacher: str, fp: str) -> Path:
     return data_root() / "teacher_outputs" / dataset / teacher / fp
 
 
+def selection_dir(dataset: str, fp: str) -> Path:
+    """A selection of training samples (src/distill/selection.py)."""
+    return data_root() / "selections" / dataset / fp
+
+
 def work_dir(stage: str, fp: str) -> Path:
     """Checkpoints of a training in progress; a run of the same fingerprint goes on from them."""
     return data_root() / "work" / stage / fp

@@ -15,9 +15,12 @@ from src.core.config import build, config_group, determining, did_you_mean, fiel
 from src.core.data_utils import DatasetConfig, dataset_fingerprint
 from src.core.errors import ConfigError
 from src.core.metrics import METRICS, EvalConfig, is_metric
-from src.core.paths import teacher_output_dir
+from src.core.paths import resolve, teacher_output_dir
+from src.core.runs import read_run
 from src.distill.config import ActiveConfig, DistillConfig
-from src.distill.selection_policy import active_problems
+from src.distill.selection import selection_fingerprint
+from src.distill.selection_policy import POLICIES
+from src.distill.strategies import active_problems
 from src.exp.overrides import compose_values, resolved, set_values
 from src.student.config import StudentConfig
 from src.teacher.config import IloraConfig, TeacherConfig, encoder_fingerprint, teacher_fingerprint
@@ -154,7 +157,20 @@ class Settings:
         export, k = self.teacher.export, self.teacher.export.top_k
         if "train" in export.splits and self.distill.ranks and self.distill.top_k > k:
             out.append(f"distill.top_k: found {self.distill.top_k}, expected <= teacher.export.top_k={k}")
-        return out + self._candidate_contradictions()
+        return out + self._selection_contradictions() + self._candidate_contradictions()
+
+    def _selection_contradictions(self) -> list[str]:
+        out = []
+        if self.selects("teacher_train") and not isinstance(self.teacher, IloraConfig):
+            out.append(
+                f"active.use: found teacher_train with teacher.kind={self.teacher.kind}, expected teacher.kind=ilora, "
+                "which is trained on chosen samples"
+            )
+        if self.selects("export") and (share := self.teacher.export.train_share) < 1:
+            out.append(
+                f"teacher.export.train_share: found {share} with export in active.use, expected 1.0: active chooses"
+            )
+        return out
 
     def _candidate_contradictions(self) -> list[str]:
         """An LLM that writes is asked about candidates as it was trained."""
@@ -184,22 +200,44 @@ class Settings:
 
     @cached_property
     def teacher_fp(self) -> str:
-        partial = self.teacher.export.samples == "active"
-        return teacher_fingerprint(self.teacher, self.dataset_fp, self.selection_fp if partial else None)
+        places = [place for place in ("teacher_train", "export") if self.selects(place)]
+        selected = {place: self.selection_fp for place in places}
+        return teacher_fingerprint(self.teacher, self.dataset_fp, selected)
+
+    def selects(self, place: str) -> bool:
+        """Whether `active` chooses the samples of teacher_train, export or distill."""
+        return self.active.policy != "all" and place in self.active.use
+
+    @property
+    def selects_while_training(self) -> bool:
+        """Whether the distillation asks the strategy itself, every few epochs."""
+        return self.active.refresh_every is not None
+
+    @property
+    def selection_seed(self) -> int:
+        """Students of different seeds share what the teacher learns from and exports; what is distilled alone is
+        drawn anew for each."""
+        return self.seed if self.active.use == ("distill",) else self.teacher.seed
 
     @cached_property
     def selection_sources(self) -> dict[str, str]:
-        """What an offline selection looks at: the teacher's encoder, where it has one."""
-        if self.teacher.encoder is None:
-            return {}
-        return {"encoder": encoder_fingerprint(self.teacher.encoder, self.teacher.seed, self.dataset_fp)}
+        """Fingerprints of what a selection before training looks at."""
+        needs, out = POLICIES[self.active.policy].needs, {}
+        if "teacher" in needs:
+            out["teacher"] = teacher_fingerprint(self.teacher, self.dataset_fp)
+        if "student" in needs:
+            if self.active.student is not None:
+                out["student"] = read_run(resolve(self.active.student)).fingerprint
+            elif self.teacher.encoder is not None:
+                out["encoder"] = encoder_fingerprint(self.teacher.encoder, self.teacher.seed, self.dataset_fp)
+            else:
+                out["student"] = self.baseline_fp
+        return out
 
     @cached_property
     def selection_fp(self) -> str:
-        """Identity of the selection that decides which training samples the teacher ranks."""
-        from src.distill.selection_files import selection_fingerprint
-
-        return selection_fingerprint(self.active, self.dataset_fp, self.teacher.seed, self.selection_sources)
+        """Identity of the selection made before training."""
+        return selection_fingerprint(self.active, self.dataset_fp, self.selection_seed, self.selection_sources)
 
     @cached_property
     def baseline_fp(self) -> str:
