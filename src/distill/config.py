@@ -188,11 +188,11 @@ class ActiveConfig:
     share: float | None = setting("share of the training samples to select", gt=0, le=1)
     count: int | None = setting("number of training samples to select (instead of share); 0: none", ge=0)
     ratio: float = setting(
-        "of the selected samples, the share that the strategy chooses; the rest is drawn at random", ge=0, le=1
+        "of the selected samples, the share that the strategy chooses; the rest is drawn at random",
+        ge=0,
+        le=1,
     )
-    weighted: bool = setting(
-        "distill: selected samples weigh by the strategy's score (mean 1) instead of 1"
-    )
+    weighted: bool = setting("distill: selected samples weigh by the strategy's score (mean 1) instead of 1")
     refresh_every: int | None = setting(
         "distill: epochs between two selections; null: once, before the first", ge=1
     )
@@ -207,5 +207,7 @@ class ActiveConfig:
             expected = "one or more of teacher_train, export, distill, each once"
             out.append(f"use: found {list(self.use)}, expected {expected}")
         if self.weighted and "distill" not in self.use:
-            out.append(f"weighted: found true with use={list(self.use)}, expected false: only the distillation weighs")
+            out.append(
+                f"weighted: found true with use={list(self.use)}, expected false: only the distillation weighs"
+            )
         return out

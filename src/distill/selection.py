@@ -1,9 +1,8 @@
-"""A selection of training samples, and its artifact: `sample_ids.npy`, `weights.npy`, `manifest.json`."""
+"""The artifact of a selection of training samples: `sample_ids.npy`, `weights.npy`, `manifest.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,10 @@ import numpy as np
 from src.core.artifacts import artifact_folder, fingerprint, load_manifest, load_npy, save_npy, write_manifest
 from src.core.config import determining
 from src.core.errors import UserError
+from src.core.selection import Selection
 from src.distill.config import ActiveConfig
 
 FORMAT_VERSION = 2
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Selected training samples.
-
-    Attributes:
-        sample_ids: [m] int64, ascending, each once; m may be 0.
-        weights: [m] float32, > 0, mean 1: factors of the samples' loss where the selection acts.
-        provenance: what made it (the artifact's manifest).
-    """
-
-    sample_ids: np.ndarray
-    weights: np.ndarray
-    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def selection_fingerprint(
@@ -52,7 +37,7 @@ def write_selection(folder: Path, selection: Selection, fields: Mapping[str, Any
     """
     with artifact_folder(folder) as tmp:
         save_npy(tmp / "sample_ids.npy", selection.sample_ids)
-        save_npy(tmp / "weights.npy", selection.weights)
+        save_npy(tmp / "weights.npy", np.asarray(selection.weights))
         write_manifest(
             tmp, {"format_version": FORMAT_VERSION, **fields, "n_samples": len(selection.sample_ids)}
         )

@@ -17,7 +17,7 @@ from src.core.errors import UserError
 from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherRows, locate
 from src.distill.config import ActiveConfig
-from src.distill.selection import Selection
+from src.core.selection import Selection
 
 
 class Scorer(Protocol):

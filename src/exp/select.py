@@ -15,7 +15,8 @@ from src.core.paths import resolve, selection_dir
 from src.core.runs import completed_run
 from src.core.teacher_store import TeacherRows, TeacherStore, locate
 from src.distill.scoring import StudentScorer
-from src.distill.selection import Selection, read_selection, write_selection
+from src.core.selection import Selection
+from src.distill.selection import read_selection, write_selection
 from src.distill.selection_policy import POLICIES, SelectionContext
 from src.distill.strategies import make_policy
 from src.exp.settings import Settings
@@ -89,7 +90,9 @@ def _rows_of(store: TeacherStore, sample_ids: np.ndarray) -> TeacherRows:
     position, found = locate(np.asarray(rows.sample_ids), sample_ids)
     if not found.all():
         raise UserError(
-            f"{store.folder}: no row for sample {sample_ids[~found][0]}", "rows of all training samples", "teacher.export"
+            f"{store.folder}: no row for sample {sample_ids[~found][0]}",
+            "rows of all training samples",
+            "teacher.export",
         )
     return TeacherRows(**{name: np.asarray(values)[position] for name, values in vars(rows).items()})
 
@@ -111,7 +114,9 @@ def _scorer(settings: Settings, data: InteractionData) -> StudentScorer:
             folder = found
         student = load_student(folder).student
         if student.n_items != data.n_items:
-            raise UserError(f"active.student={folder}: {student.n_items} items", f"{data.n_items}, as the dataset")
+            raise UserError(
+                f"active.student={folder}: {student.n_items} items", f"{data.n_items}, as the dataset"
+            )
     return StudentScorer(student, data, student.item_table().device, _BATCH)
 
 
@@ -120,4 +125,3 @@ def _title_vectors(settings: Settings, data: InteractionData) -> np.ndarray:
     teacher = build_teacher(settings.variant(["teacher=tfidf"]).teacher, data)
     teacher.prepare(None)
     return teacher.item_embeddings()
-

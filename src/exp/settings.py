@@ -201,7 +201,7 @@ class Settings:
     @cached_property
     def teacher_fp(self) -> str:
         places = [place for place in ("teacher_train", "export") if self.selects(place)]
-        selected = {place: self.selection_fp for place in places}
+        selected = dict.fromkeys(places, self.selection_fp)
         return teacher_fingerprint(self.teacher, self.dataset_fp, selected)
 
     def selects(self, place: str) -> bool:
@@ -237,7 +237,9 @@ class Settings:
     @cached_property
     def selection_fp(self) -> str:
         """Identity of the selection made before training."""
-        return selection_fingerprint(self.active, self.dataset_fp, self.selection_seed, self.selection_sources)
+        return selection_fingerprint(
+            self.active, self.dataset_fp, self.selection_seed, self.selection_sources
+        )
 
     @cached_property
     def baseline_fp(self) -> str:
@@ -245,8 +247,12 @@ class Settings:
 
     @cached_property
     def distill_fp(self) -> str:
-        kd = {"distill": determining(self.distill), "active": determining(self.active)}
-        return fingerprint({**self._student_part(), **kd, "teacher": self.teacher_fp})
+        kd = {
+            "distill": determining(self.distill),
+            "active": determining(self.active),
+            "teacher": self.teacher_fp,
+        }
+        return fingerprint({**self._student_part(), **kd, "selected_by": self.selection_sources})
 
     def _student_part(self) -> dict[str, Any]:
         return {

@@ -25,7 +25,7 @@ from src.core.teacher_store import TeacherStore
 from src.distill.trainer_distill import train_distilled
 from src.exp import compare, page, report
 from src.exp.results import record, record_choices, record_student, store_note, store_ranks
-from src.exp.select import selected_samples
+from src.exp.select import selection_for
 from src.exp.settings import Settings
 from src.student.trainer_baseline import train_student
 from src.teacher.config import wants_overfit
@@ -48,15 +48,17 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
     log.info("teacher: trains %s and exports its rankings; %s", config.name, describe_device(config))
     data = load_dataset(settings.dataset)
     candidates = load_candidates(settings.eval.candidates, data)  # before the training: it may refuse
-    selection = selected_samples(settings, data)
-    chosen = None if selection is None else selection.sample_ids
-    store, reused = fill_store(config, data, settings.teacher_dir, run, chosen)
+    exported, tuned = (
+        None if (selection := selection_for(place, settings, data)) is None else selection.sample_ids
+        for place in ("export", "teacher_train")
+    )
+    store, reused = fill_store(config, data, settings.teacher_dir, run, exported, tuned)
     if run.main and store.splits:
         known, encoder = store.in_sample_ids(), config.encoder
         quality = ensure_quality(store, data, known, config.export, config.seed, encoder)
         log.info("quality of the teacher's rankings: %s/quality.md", quality)
     if candidates is not None:
-        teacher = build_teacher(config, data)
+        teacher = build_teacher(config, data, tuned_ids=tuned)
         teacher.prepare(None)  # every process of a launch
         refuse_other_weights(store, teacher)
         if run.main:
@@ -112,7 +114,7 @@ def run_distill(settings: Settings, run: Run) -> float | None:
             # A store exported anew may come from a teacher trained anew: no checkpoint mixes the two.
             fingerprint=f"{settings.distill_fp}/{fingerprint(store.manifest.get('weights'))}",
             run=run,
-            selection=selected_samples(settings, data, distilling=True),
+            selection=selection_for("distill", settings, data),
         )
         run.write_times(distill_student_train_time=result.seconds)
         fields: dict[str, Any] = {

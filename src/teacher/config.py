@@ -5,6 +5,7 @@ Which class a group is built into, its key `kind` says: `KINDS` in `src/teacher/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -37,20 +38,11 @@ class ExportConfig:
         "samples per shard: bounds memory and the work lost by a kill", ge=1, in_fingerprint=False
     )
     batch_size: int = setting("samples per forward pass in export", ge=1, in_fingerprint=False)
-    samples: str = setting(
-        "training samples that get a row: all, or those that the policy `active` selects",
-        choices=("all", "active"),
-    )
 
     def problems(self) -> list[str]:
-        out = []
-        if self.samples == "active" and self.train_share < 1.0:
-            out.append(
-                f"export: found samples=active with train_share={self.train_share}, expected train_share=1.0"
-            )
         if len(set(self.splits)) < len(self.splits):
-            out.append(f"export.splits: found {list(self.splits)}, expected each split once")
-        return out
+            return [f"export.splits: found {list(self.splits)}, expected each split once"]
+        return []
 
 
 @config_group
@@ -294,7 +286,7 @@ class FusedConfig(TeacherConfig):
         return out
 
     def ignored(self) -> dict[str, str]:
-        keys = ("folds", "export.top_k", "export.train_share", "export.samples", "export.shard_size")
+        keys = ("folds", "export.top_k", "export.train_share", "export.shard_size")
         why = "a member that has no store of its own, expected the same key of teacher"
         return {f"members.{name}.{key}": why for name in self.members for key in keys}
 
@@ -344,18 +336,26 @@ def llm_fingerprint(
     return fingerprint(parts | ({} if train_ids is None else {"train_ids": train_ids.tolist()}))
 
 
-def model_fingerprint(config: IloraConfig, dataset_fp: str, train_ids: np.ndarray | None = None) -> str:
-    """Identity of the trained iLoRA teacher: everything but the export (and the samples of a fold)."""
+def model_fingerprint(
+    config: IloraConfig,
+    dataset_fp: str,
+    train_ids: np.ndarray | None = None,
+    tuned_ids: np.ndarray | None = None,
+) -> str:
+    """Identity of the trained iLoRA teacher: everything but the export, and the samples of a fold or a selection."""
     parts = {k: v for k, v in config.identity().items() if k not in ("export", "folds")}
     parts |= {} if train_ids is None else {"train_ids": train_ids.tolist()}
+    parts |= {} if tuned_ids is None else {"tuned_ids": tuned_ids.tolist()}
     return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts})
 
 
-def teacher_fingerprint(config: TeacherConfig, dataset_fp: str, selection_fp: str | None = None) -> str:
+def teacher_fingerprint(
+    config: TeacherConfig, dataset_fp: str, selected: Mapping[str, str] | None = None
+) -> str:
     """Identity of a store: dataset, the teacher's settings and seed, and what is exported.
 
     Args:
-        selection_fp: of the selection whose samples are exported; None: all.
+        selected: fingerprints of the selections that act on `teacher_train` and `export`.
     """
     parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": config.identity()}
-    return fingerprint(parts | ({} if selection_fp is None else {"selection": selection_fp}))
+    return fingerprint(parts | ({"selected": dict(selected)} if selected else {}))

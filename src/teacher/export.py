@@ -41,15 +41,9 @@ def export_ids(
     """Sample ids to rank, by exported split: a seeded share of train (or `selected`), all of valid and test.
 
     Raises:
-        UserError: selected samples that are not training samples, or a selection nobody made.
+        UserError: selected samples that are not training samples.
     """
     train = data.splits["train"]
-    if (selected is None) != (config.samples == "all"):
-        raise UserError(
-            f"teacher.export.samples={config.samples} {'without' if selected is None else 'with'} a selection",
-            "active with one, all without",
-            "teacher.export.samples",
-        )
     if selected is not None:
         foreign = ~np.isin(selected, train)
         if foreign.any():
@@ -71,11 +65,13 @@ def fill_store(
     folder: Path,
     run: Run | None,
     selected: np.ndarray | None = None,
+    tuned: np.ndarray | None = None,
 ) -> tuple[TeacherStore, bool]:
     """The store at `folder`, and whether it was there already. Every process of a launch calls this.
 
     Args:
-        selected: training samples that get a row (`teacher.export.samples=active`).
+        selected: training samples that get a row (`active.use` with export); None: all.
+        tuned: training samples that the LLM is trained on (`active.use` with teacher_train); None: all.
 
     Raises:
         UserError: settings that do not fit the data, rows that break the contract, or a full disk; finished
@@ -85,7 +81,7 @@ def fill_store(
     with team.lock(folder):
         reused = team.agree(is_complete(folder))
         if not reused:
-            _Export(config, data, folder, run, team).make(selected)
+            _Export(config, data, folder, run, team, tuned).make(selected)
     store = TeacherStore(folder, data.fingerprint)
     if reused:
         if team.main:
@@ -109,10 +105,16 @@ class _Export:
     """One store in the making."""
 
     def __init__(
-        self, config: TeacherConfig, data: InteractionData, folder: Path, run: Run | None, team: Team
+        self,
+        config: TeacherConfig,
+        data: InteractionData,
+        folder: Path,
+        run: Run | None,
+        team: Team,
+        tuned: np.ndarray | None = None,
     ):
         self.config, self.export, self.data, self.folder = config, config.export, data, folder
-        self.run, self.team = run, team
+        self.run, self.team, self.tuned = run, team, tuned
         # Folds rank training rows and nothing else.
         self.folds = config.folds if "train" in config.export.splits else 1
         self.top_k = min(self.export.top_k, data.n_items)
@@ -136,7 +138,7 @@ class _Export:
             pieces["train"] = {name: part for name, part in wanted.items() if len(part)}
         self.todo = sum(map(len, ids.values()))
 
-        teacher = build_teacher(self.config, self.data)
+        teacher = build_teacher(self.config, self.data, tuned_ids=self.tuned)
         trained = dict(teacher.prepare(self.run))
         # The writer comes after the teacher: only now the kind of its scores is sure.
         self.writer = StoreWriter(self.folder, self.data.n_items, teacher.score_kind, self.export.shard_size)
@@ -173,7 +175,7 @@ class _Export:
         learned = np.setdiff1d(self.data.splits["train"], held_out)
         log.info("%s: a teacher trained on %d samples ranks %d", piece, len(learned), len(samples))
         gc.collect()  # one teacher in memory at a time
-        teacher = build_teacher(self.config, self.data, learned)
+        teacher = build_teacher(self.config, self.data, learned, self.tuned)
         report = dict(teacher.prepare(self.run))
         if np.isin(samples, teacher.train_sample_ids()).any():
             raise RuntimeError(f"{piece}: the teacher was trained on rows that it has to rank")

@@ -56,18 +56,24 @@ def build_teacher_config(
 
 
 def build_teacher(
-    config: TeacherConfig, data: InteractionData, train_ids: np.ndarray | None = None
+    config: TeacherConfig,
+    data: InteractionData,
+    train_ids: np.ndarray | None = None,
+    tuned_ids: np.ndarray | None = None,
 ) -> Teacher:
     """The teacher of these settings, untrained: call `prepare` next.
 
     Args:
         train_ids: the samples it may learn from (a fold leaves some out); None: the training split.
+        tuned_ids: of these, the samples that an iLoRA adapter is trained on (`active`); None: all.
     """
     module, name = KINDS[config.kind][1].split(":")
     made = getattr(import_module(module), name)
     if isinstance(config, FusedConfig):
         members = {name: build_teacher(c, data, train_ids) for name, c in config.members.items()}
         return made(config, data, train_ids, members)
+    if isinstance(config, IloraConfig):
+        return made(config, data, train_ids, tuned_ids)
     return made(config, data, train_ids)
 
 

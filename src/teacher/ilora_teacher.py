@@ -49,12 +49,20 @@ class IloraTeacher:
         config: the teacher's settings.
         data: the dataset.
         train_ids: the samples it may learn from; None: the training split.
+        tuned_ids: of these, the samples that the adapter is trained on; None: all. The frozen encoder learns from all.
     """
 
-    def __init__(self, config: IloraConfig, data: InteractionData, train_ids: np.ndarray | None = None):
+    def __init__(
+        self,
+        config: IloraConfig,
+        data: InteractionData,
+        train_ids: np.ndarray | None = None,
+        tuned_ids: np.ndarray | None = None,
+    ):
         self.config, self.data, self.name = config, data, config.name
         self.subset = None if train_ids is None else np.sort(np.asarray(train_ids, np.int64))
-        self.fingerprint = model_fingerprint(config, data.fingerprint, self.subset)
+        self.tuned = None if tuned_ids is None else np.sort(np.asarray(tuned_ids, np.int64))
+        self.fingerprint = model_fingerprint(config, data.fingerprint, self.subset, self.tuned)
         self.folder = model_dir(data.name, "teacher", self.fingerprint)
         self.score_kind = SCORE_KIND[config.export.ranking]
         self._ranker: Ranker | None = None
@@ -148,8 +156,10 @@ class IloraTeacher:
         return self.learnable_ids()
 
     def llm_sample_ids(self) -> np.ndarray:
-        """[n] ascending ids that the LLM's adapter is trained on (`train.samples` of them)."""
+        """[n] ascending ids that the LLM's adapter is trained on: of the selected ones, `train.samples`."""
         ids, count = self.learnable_ids(), self.config.train.samples
+        if self.tuned is not None:
+            ids = np.intersect1d(ids, self.tuned)
         if count is None or count >= len(ids):
             return ids
         return np.sort(numpy_stream(self.config.seed, "teacher_samples").choice(ids, count, replace=False))

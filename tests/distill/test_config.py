@@ -74,23 +74,3 @@ def test_negative_weights_are_refused(key: str, value: float) -> None:
 def test_contradictions_in_distill(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_settings("distill", "dllm2rec", **changes)
-
-
-@pytest.mark.parametrize(
-    ("policy", "changes", "message"),
-    [
-        ("all", {"share": 0.5}, "found share, expected neither"),
-        ("random", {"share": None}, "found neither, expected exactly one"),
-        ("random", {"count": 3}, "found share and count"),
-        ("random", {"share": 1.5}, "share: found 1.5, expected <= 1"),
-        ("random", {"policy": "oracle"}, "found 'oracle', expected one of all, random"),
-        ("teacher_confidence", {"refresh_every": 2}, "refresh_every: found 2, expected null"),
-        ("popularity_inverse", {"options": {"power": -1.0}}, "options.power: found -1.0"),
-        ("popularity_inverse", {"options": {}}, "options.power: missing"),
-        ("diversity", {"options": {"clusters": 10, "k": 3}}, "options.k: unknown key"),
-        ("student_uncertainty", {"options": {"measure": "variance"}}, "expected one of entropy, margin"),
-    ],
-)
-def test_contradictions_in_active(policy: str, changes: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        make_settings("active", policy, **changes)

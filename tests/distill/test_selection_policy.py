@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from src.core.config import config_group, setting
 from src.core.errors import UserError
-from src.distill.selection import Selection, read_selection, selection_fingerprint, write_selection
+from src.core.selection import Selection
+from src.distill.selection import read_selection, selection_fingerprint, write_selection
 from src.distill.selection_policy import POLICIES, ScoredPolicy, register
 from src.distill.strategies import active_problems, make_policy
 from tests.distill.selecting import active, context

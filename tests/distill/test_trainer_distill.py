@@ -226,8 +226,9 @@ def test_the_baselines_initial_weights_and_batches(world: World, tmp_path: Path,
 @pytest.mark.parametrize(
     ("policy", "options"),
     [
-        ("student_uncertainty", {"measure": "loss"}),
-        ("student_uncertainty", {"measure": "entropy"}),
+        ("loss", {}),
+        ("forgetting", {}),
+        ("entropy", {}),
         ("random", {}),
     ],
 )
@@ -310,8 +311,8 @@ def test_what_cannot_be_served_is_refused_before_the_first_step(
 
 
 def test_an_offline_policy_without_its_student_is_refused(world: World, tmp_path: Path) -> None:
-    active = make_settings("active", "student_uncertainty", refresh_every=None)
-    with pytest.raises(UserError, match="has no scorer; expected a trained student, or active.refresh_every"):
+    active = make_settings("active", "entropy")
+    with pytest.raises(UserError, match="active.policy=entropy without scorer; expected a trained student"):
         distil(world, tmp_path, active=active)
 
 

@@ -1,4 +1,4 @@
-"""`teacher.export.samples=active`: the teacher ranks what the policy selects, distillation masks the rest."""
+"""A selection in its three places: what the teacher learns from, what it ranks, what is distilled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from src.core.artifacts import read_json
 from src.core.paths import data_root
 from tests.exp.conftest import TINY, Stage
 
-PARTIAL = (*TINY, "teacher.export.samples=active", "teacher.export.top_k=20", "active.share=0.4")
+PARTIAL = (*TINY, "active.use=[export,distill]", "teacher.export.top_k=20", "active.share=0.4")
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,7 @@ PARTIAL = (*TINY, "teacher.export.samples=active", "teacher.export.top_k=20", "a
         (
             "teacher=sasrec",
             "teacher.encoder.max_epochs=1",
-            "active=student_uncertainty",
-            "active.refresh_every=null",
+            "active=entropy",
         ),
     ],
 )
@@ -30,7 +29,7 @@ def test_only_selected_samples_are_ranked_and_distilled(stage: Stage, options: t
     (store,) = (
         m.parent for m in (data_root() / "teacher_outputs").rglob("manifest.json") if "quality" not in str(m)
     )
-    (selection,) = (data_root() / "work" / "selection").glob("*/sample_ids.npy")
+    (selection,) = (data_root() / "selections").glob("*/*/sample_ids.npy")
     chosen = np.load(selection)
     manifest = read_json(store / "manifest.json")
     assert len(chosen) == int(0.4 * manifest["n_train_split"] + 0.5)
@@ -45,9 +44,17 @@ def test_only_selected_samples_are_ranked_and_distilled(stage: Stage, options: t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("active=teacher_confidence",), "a policy that does not need the teacher's rows"),
-        (("active=student_uncertainty", "active.refresh_every=null"), "which has no SASRec"),
-        (("active=random", "active.refresh_every=1"), "null for a selection that the export can use"),
+        (
+            ("active=teacher_confidence",),
+            "expected [distill]: teacher_confidence looks at the teacher's rows",
+        ),
+        (("active=entropy",), "which has no SASRec, and no baseline"),
+        (("active=random", "active.refresh_every=1"), "expected null, or use=[distill]"),
+        (("active=random", "active.use=[teacher_train]"), "expected teacher.kind=ilora"),
+        (("active=random", "active.use=[distill,distill]"), "each once"),
+        (("active=random", "active.use=[distil]"), "expected one of teacher_train, export, distill"),
+        (("active=random", "teacher.export.train_share=0.5"), "expected 1.0: active chooses"),
+        (("active=random", "active.share=null", "active.count=1000000"), "active.count=1000000; expected <="),
     ],
 )
 def test_policies_that_cannot_choose_before_the_export(
@@ -63,7 +70,26 @@ def test_a_policy_that_looks_at_a_student_once_gets_the_encoder(stage: Stage) ->
     assert stage("run_teacher", *teacher).code == 0
     distilled = stage("run_distill", *teacher)
     assert distilled.code == 0, distilled.err
-    assert list((data_root() / "work" / "selection").glob("*/sample_ids.npy"))
-    assert stage("run_teacher", *TINY, "teacher=knn").code == 0
-    refused = stage("run_distill", *TINY, "teacher=knn", "active=diversity")
-    assert refused.code == 2 and "which has no SASRec" in refused.error_line
+    assert list((data_root() / "selections").glob("*/*/sample_ids.npy"))
+
+
+def test_without_an_encoder_the_baseline_is_asked(stage: Stage) -> None:
+    knn = (*TINY, "teacher=knn", "active=loss")
+    assert stage("run_teacher", *knn).code == 0
+    refused = stage("run_distill", *knn)
+    assert refused.code == 2 and "no baseline" in refused.error_line
+    assert stage("run_student_baseline", *TINY).code == 0
+    distilled = stage("run_distill", *knn)
+    assert distilled.code == 0, distilled.err
+
+
+@pytest.mark.parametrize("count", [0, 40])
+def test_the_llm_is_trained_on_the_selection(stage: Stage, count: int) -> None:
+    """0 is an untrained teacher; the encoder learns from all samples either way."""
+    options = ("active=random", "active.use=[teacher_train]", "active.share=null", f"active.count={count}")
+    made = stage("run_teacher", *TINY, *options)
+    assert made.code == 0, made.err
+    (teacher,) = (data_root() / "models").glob("*/teacher/*/manifest.json")
+    assert read_json(teacher)["training"]["train_samples"] == count
+    (store,) = (data_root() / "teacher_outputs").glob("*/*/*/manifest.json")
+    assert read_json(store)["n_samples"]["train"] == read_json(store)["n_train_split"]

@@ -97,7 +97,7 @@ def _student(name: str, damage: Damage, *says: str) -> Case:
 
 def _selection(name: str, damage: Damage, *says: str) -> Case:
     def run(box: Box) -> None:
-        from src.distill.selection_files import read_selection
+        from src.distill.selection import read_selection
 
         folder = copy_of(box.good.selection, box.folder / "selection")
         damage(folder)

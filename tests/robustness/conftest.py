@@ -96,7 +96,7 @@ def student_values() -> dict:
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifacts]:
     from src.core.selection import Selection
-    from src.distill.selection_files import write_selection
+    from src.distill.selection import write_selection
 
     root = tmp_path_factory.mktemp("artifacts")
     with pytest.MonkeyPatch.context() as patch:

@@ -188,7 +188,7 @@ def test_every_write_that_breaks_off(kind: str, tmp_path: Path, artifacts: Artif
 def _complete_folders(good: Artifacts) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     from src.core.data_utils import _open
     from src.core.teacher_store import TeacherStore
-    from src.distill.selection_files import read_selection
+    from src.distill.selection import read_selection
     from src.student.serving import load_student
 
     def store(folder: Path) -> None:

@@ -133,7 +133,7 @@ def test_sealed_manifests_of_any_json(
     kind: str, data: st.DataObject, artifacts: Artifacts, llm_teacher: LLMTeacher, tmp_path: Path
 ) -> None:
     """Fields of any JSON under a fitting hash: the loaders refuse or open, and never stumble."""
-    from src.distill.selection_files import read_selection
+    from src.distill.selection import read_selection
     from src.student.serving import load_student
 
     own = {"encoder": llm_teacher.encoder, "llm": llm_teacher.llm, "teacher": llm_teacher.folder}

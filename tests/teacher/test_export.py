@@ -285,7 +285,7 @@ def test_an_llm_ranks_alike_in_one_two_and_three_processes(ranking, tmp_path):
 
 
 def test_partial_export(demo_data, tmp_path):
-    config = compose_teacher(*KNN, "teacher.export.samples=active")
+    config = compose_teacher(*KNN)
     chosen = demo_data.splits["train"][[3, 5, 200, 201]]
     store, _ = fill_store(config, demo_data, tmp_path / "fp", None, chosen[::-1])
     assert store.manifest["n_samples"]["train"] == 4
@@ -294,10 +294,6 @@ def test_partial_export(demo_data, tmp_path):
     foreign = np.append(chosen, demo_data.splits["test"][0])
     with pytest.raises(UserError, match="is no training sample"):
         export_ids(config.export, 1, demo_data, foreign)
-    with pytest.raises(UserError, match="samples=active without a selection"):
-        fill_store(config, demo_data, tmp_path / "other", None)
-    with pytest.raises(UserError, match="samples=all with a selection"):
-        fill_store(compose_teacher(*KNN), demo_data, tmp_path / "other", None, chosen)
 
 
 class TestRefusals:

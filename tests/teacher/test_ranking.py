@@ -278,7 +278,6 @@ def test_unusable_settings_are_named(trained, make_config, demo_data):
     for overrides, message in (
         (["ranking=rerank", "pool=20"], "top_k=100 with ranking=rerank and pool=20, expected top_k <= pool"),
         (["ranking=trie", "beams=4"], "top_k=100 with ranking=trie and beams=4"),
-        (["samples=active", "train_share=0.5"], "samples=active with train_share=0.5"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_config(*(f"teacher.export.{o}" for o in overrides))
