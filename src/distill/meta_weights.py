@@ -94,7 +94,7 @@ class WeightNet(nn.Module):
             grads = torch.autograd.grad(loss, leaves)
         with torch.no_grad():
             for tensor, grad in zip(self.tensors(), grads, strict=True):
-                tensor -= self.lr * grad
+                tensor.sub_(self.lr * grad)
 
 
 def standardised(features: Tensor) -> Tensor:
