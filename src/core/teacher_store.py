@@ -164,6 +164,6 @@ class TeacherStore:
                 f"{self.folder}/{split} has no row for sample {np.asarray(sample_ids)[~found][0]} "
                 f"({int((~found).sum())} of {len(sample_ids)} missing)",
                 "one row per sample",
-                "teacher.export.samples or active, and export again",
+                "active, and export again",
             )
         return TeacherRows(**{name: getattr(rows, name)[position] for name in ARRAYS})

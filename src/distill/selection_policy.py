@@ -15,9 +15,9 @@ import numpy as np
 from src.core.config import build_or_raise, config_group
 from src.core.errors import UserError
 from src.core.seed import numpy_stream
+from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows, locate
 from src.distill.config import ActiveConfig
-from src.core.selection import Selection
 
 
 class Scorer(Protocol):

@@ -249,7 +249,7 @@ def teacher_seconds(settings: Settings, sizes: Sizes, device: str) -> dict[str, 
 def export_rows(settings: Settings, sizes: Sizes) -> int:
     """Samples that get a row of the store."""
     export = settings.teacher.export
-    share = (settings.active.share or 1.0) if export.samples == "active" else export.train_share
+    share = (settings.active.share or 1.0) if settings.selects("export") else export.train_share
     train = round(sizes.train * share)
     return sum(train if split == "train" else getattr(sizes, split) for split in export.splits)
 

@@ -13,9 +13,9 @@ from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import resolve, selection_dir
 from src.core.runs import completed_run
+from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows, TeacherStore, locate
 from src.distill.scoring import StudentScorer
-from src.core.selection import Selection
 from src.distill.selection import read_selection, write_selection
 from src.distill.selection_policy import POLICIES, SelectionContext
 from src.distill.strategies import make_policy
