@@ -93,7 +93,7 @@ class StudentScorer:
         """[n, D]: sum over items of (p - onehot of the best item) times the item's output vector."""
 
         def gradient(hidden: Tensor, tables: ItemTables | None, batch: SampleBatch) -> Tensor:
-            vectors, _ = self.student.output_vectors(tables)
+            vectors = (tables or self.student.tables()).outputs
             scores = self.student.score(hidden, tables, batch.history)
             return scores.softmax(dim=1) @ vectors - vectors[scores.argmax(dim=1)]
 

@@ -112,7 +112,7 @@ def _scorer(settings: Settings, data: InteractionData) -> StudentScorer:
                     "active.student, or run run_student_baseline first",
                 )
             folder = found
-        student = load_student(folder).student
+        student = load_student(folder / "models" / "student").student
         if student.n_items != data.n_items:
             raise UserError(
                 f"active.student={folder}: {student.n_items} items", f"{data.n_items}, as the dataset"

@@ -16,7 +16,7 @@ from src.core.paths import ROOT
 from src.core.store_writer import StoreWriter
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.distill.config import ActiveConfig, DistillConfig
-from src.distill.selection_policy import active_problems
+from src.distill.strategies import active_problems
 from src.student.config import StudentConfig
 from tests.compose import composed
 

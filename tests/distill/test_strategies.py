@@ -282,7 +282,7 @@ def test_gradients_and_norms_are_autograds(scorers) -> None:
     best = torch.nn.functional.cross_entropy(scores, scores.argmax(dim=1), reduction="sum")
     (gradient,) = torch.autograd.grad(best, hidden, retain_graph=True)
     np.testing.assert_allclose(scorer.gradients(rows), gradient.numpy(), atol=1e-5)
-    vectors = student.output_vectors(None)[0].detach().requires_grad_(True)
+    vectors = student.tables().outputs.detach().requires_grad_(True)
     for i in range(len(rows)):
         logits = hidden[i].detach() @ vectors.T + student.output_bias.detach()
         loss = torch.nn.functional.cross_entropy(logits[None], batch.target[i : i + 1] - 1)
