@@ -81,7 +81,7 @@ def test_environment_files_are_in_english(environment_files):
 
 def test_root_holds_only_what_the_layout_names(files):
     at_root = {f for f in files if "/" not in f and not f.startswith(".")}
-    assert at_root <= {"Dockerfile", "README.md", "pyproject.toml", "poetry.lock"}
+    assert at_root <= {"Dockerfile", "README.md", "README.ja.md", "pyproject.toml", "poetry.lock"}
     folders = {f.split("/")[0] for f in files if "/" in f}
     assert folders <= {
         *("src", "conf", "cmd", "env_shell", "data", "result", "ref_repositories", "docs"),
