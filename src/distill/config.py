@@ -17,6 +17,8 @@ _DRO = _RANK | {"alpha": True}
 _CONFIDENCE = _RANK | {"gamma_confidence": True}
 _FUSE = {"embedding": ("fuse", "both")}
 _ALIGN = {"embedding": ("align", "both")}
+_META: dict[str, Any] = {"meta": ("reweight", "weight_net")}
+_NET: dict[str, Any] = {"meta": ("weight_net",)}
 _EITHER: dict[str, Any] = {"embedding": ("fuse", "align", "both")}
 _PCA = _EITHER | {"embedding_scaling": ("pca",)}
 
@@ -196,6 +198,16 @@ class ActiveConfig:
     refresh_every: int | None = setting(
         "distill: epochs between two selections; null: once, before the first", ge=1
     )
+    meta: str | None = setting(
+        "distill: weights learned on held-out validation rows: reweight or weight_net; null: not learned",
+        choices=("reweight", "weight_net"),
+    )
+    meta_share: float = setting(
+        "share of the validation users whose rows are held out for it", gt=0, lt=1, when=_META
+    )
+    meta_batch: int = setting("held-out rows per step", ge=1, when=_META)
+    meta_hidden: int = setting("hidden width of the weight net", ge=1, when=_NET)
+    meta_lr: float = setting("learning rate of the weight net", gt=0, when=_NET)
     student: str | None = setting(
         "the student that is asked: folder of a finished run; null: the teacher's frozen encoder, else the baseline"
     )
@@ -206,6 +218,10 @@ class ActiveConfig:
         if not self.use or len(set(self.use)) != len(self.use):
             expected = "one or more of teacher_train, export, distill, each once"
             out.append(f"use: found {list(self.use)}, expected {expected}")
+        if self.meta is not None and "distill" not in self.use:
+            out.append(
+                f"meta: found {self.meta} with use={list(self.use)}, expected null: only the distillation weighs"
+            )
         if self.weighted and "distill" not in self.use:
             out.append(
                 f"weighted: found true with use={list(self.use)}, expected false: only the distillation weighs"

@@ -1,4 +1,4 @@
-"""Sample weights of the distillation, learned on held-out samples while the student trains (`distill.weights`).
+"""Sample weights of the distillation, learned on held-out samples while the student trains (`active.meta`).
 
 Both methods ask the same question of every sample i of a batch: does a gradient step on its distillation loss l_i
 lower the recommendation loss M of a batch of held-out samples? To first order the step of size a changes M by
@@ -16,8 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from src.core.data_utils import InteractionData
+from src.core.seed import derive
+from src.core.selection import Selection
+from src.distill.config import ActiveConfig
+from src.student.datamodule import SampleBatch, Samples
 
 N_FEATURES = 4  # teacher confidence, student loss, consistency, popularity
 
@@ -103,7 +110,82 @@ def standardised(features: Tensor) -> Tensor:
     return centred / centred.square().mean(dim=0).sqrt().clamp(min=1e-6)
 
 
-def cycle(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Positions [size] of 0..n-1, shuffled, without end."""
-    while True:
-        yield from torch.randperm(n, generator=generator).split(size)
+class LearnedWeights:
+    """Sets the distillation weights of every batch from held-out samples (`active.meta`).
+
+    Args:
+        config: `active`.
+        data: the dataset.
+        held_out: [m] sample ids of the held-out rows; no other part of the training may use them.
+        seed: of the order of the held-out samples and of the net's start.
+        device: of the training.
+    """
+
+    def __init__(
+        self,
+        config: ActiveConfig,
+        data: InteractionData,
+        held_out: np.ndarray,
+        seed: int,
+        device: torch.device,
+    ):
+        self.config, self.seed = config, seed
+        self.held_out = Samples(data, Selection(held_out), device)
+        counts = torch.from_numpy(data.train_counts()).to(device)
+        self.popularity = torch.log1p(counts.float())  # [N+1]
+        start = torch.Generator().manual_seed(derive(seed, "weight_net") % 2**63)
+        self.net = WeightNet(config.meta_hidden, config.meta_lr, start).to(device)
+
+    def start_epoch(self, epoch: int) -> None:
+        generator = torch.Generator().manual_seed(derive(self.seed, "held_out", epoch) % 2**63)
+        self._order = self._positions(generator)
+
+    def _positions(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Positions among the held-out samples, shuffled, without end."""
+        while True:
+            order = torch.randperm(len(self.held_out), generator=generator)
+            yield from order.to(self.held_out.device).split(self.config.meta_batch)
+
+    def weights(
+        self,
+        parameters: Sequence[Tensor],
+        held_out_loss: Callable[[SampleBatch], Tensor],
+        terms: Callable[[], tuple[Tensor, Tensor, Tensor]],
+        batch: SampleBatch,
+        confidence: Tensor,
+        selected: Tensor,
+    ) -> Tensor:
+        """[B] weights of the batch's distillation losses; 0 where nothing is distilled.
+
+        Args:
+            parameters: what the student's optimizer trains.
+            held_out_loss: the mean recommendation loss of held-out samples.
+            terms: distillation loss, recommendation loss and consistency of the batch's samples, [B] each, without
+                their present weights.
+            confidence: [B] the teacher's.
+            selected: [B] weights of the selection, which the learned ones multiply.
+        """
+        with torch.enable_grad():
+            loss = held_out_loss(self.held_out.batch(next(self._order)))
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        pairs = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def losses() -> Tensor:
+            seen.append(terms())
+            return seen[-1][0]
+
+        influences = directional_derivatives(losses, [p for p, _ in pairs], [g for _, g in pairs])
+        distilled, recommendation, consistency = seen[0]
+        rows = (selected > 0) & (distilled > 0)
+        out = torch.zeros_like(influences)
+        if not rows.any():
+            return out
+        if self.config.meta == "reweight":
+            out[rows] = reweighted(influences[rows])
+        else:
+            columns = (confidence, recommendation, consistency, self.popularity[batch.target])
+            features = standardised(torch.stack([c.float() for c in columns], dim=1)[rows])
+            self.net.learn(features, influences[rows])
+            out[rows] = self.net(features)
+        return out * selected

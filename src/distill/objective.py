@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from src.core.data_utils import InteractionData
+from src.core.errors import UserError
 from src.core.seed import derive
 from src.distill import kd_losses
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import RankingSignals
 from src.distill.item_fusion import FusedItems, TeacherProjection
+from src.distill.meta_weights import LearnedWeights
 from src.student.architectures import ItemTables, Student
 from src.student.config import StudentConfig
 from src.student.datamodule import SampleBatch, Samples
@@ -63,6 +65,7 @@ class DistillObjective(Objective):
             self.register_buffer("gate", signals.gate, persistent=False)
             self.register_buffer("sample_weights", signals.weights)
             self.register_buffer("sample_losses", torch.full_like(signals.weights, float("nan")))
+        self.learned: LearnedWeights | None = None
         self._generator: torch.Generator | None = None
 
     def start_epoch(self, epoch: int, samples: Samples) -> None:
@@ -74,6 +77,8 @@ class DistillObjective(Objective):
         self._generator = torch.Generator(samples.device).manual_seed(
             derive(self.seed, "distill", "draws", epoch)
         )
+        if self.learned is not None:
+            self.learned.start_epoch(epoch)
 
     def _excluded(self, counts: Tensor, signals: RankingSignals | None) -> Tensor | None:
         """[N] bool, items that no sample is asked for: with `untrained_negatives=false` they are no negatives.
@@ -95,14 +100,15 @@ class DistillObjective(Objective):
         return None if self.fusion is None else self.fusion(self.student)
 
     def forward(self, batch: SampleBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        learned = self._learn_weights(batch) if self.learned is not None and self.training else {}
         hidden, tables = self._encode(batch)
         negatives = self.recommendation.negatives(batch)
         if not self.ranks:
             loss = self.recommendation(self.student, hidden, batch, negatives, tables)
             parts = {"recommendation": loss.detach().mean()}
         else:
-            loss, ranking = self._rank(batch, hidden, tables, negatives)
-            parts = {"recommendation": loss.detach().mean(), "ranking": ranking.detach().mean()}
+            loss, ranking, _ = self._rank(batch, hidden, tables, negatives)
+            parts = {"recommendation": loss.detach().mean(), "ranking": ranking.detach().mean(), **learned}
             self.sample_losses[batch.rows] = loss.detach().to(self.sample_losses.dtype)
             loss = loss + ranking
         if self.config.aligns:
@@ -110,6 +116,45 @@ class DistillObjective(Objective):
             parts["align"] = align.detach()
             loss = loss + align
         return loss, parts
+
+    def learn_weights(self, learned: LearnedWeights) -> None:
+        """Let `learned` set the samples' distillation weights; its net is a part of this module's state."""
+        own = self.recommendation.config
+        if not self.recommendation.needs_log_z or self.config.rd_loss != "ce" or own.compile:
+            raise UserError(
+                f"active.meta={learned.config.meta} with student.loss={own.loss}, distill.rd_loss={self.config.rd_loss}, "
+                f"student.compile={own.compile}",
+                "losses without drawn negatives (ce), and compile=false: weights need the same loss twice",
+                "active.meta",
+            )
+        self.learned, self.weight_net = learned, learned.net
+        self.register_buffer("selected_weights", self.sample_weights.clone())
+
+    def _learn_weights(self, batch: SampleBatch) -> dict[str, Tensor]:
+        """Set the weights of the batch's samples; returns how they are spread and how far they moved."""
+
+        def held_out_loss(held_out: SampleBatch) -> Tensor:
+            hidden, tables = self._encode(held_out)
+            return self.recommendation(self.student, hidden, held_out, None, tables).mean()
+
+        def terms() -> tuple[Tensor, Tensor, Tensor]:
+            loss, ranking, consistency = self._rank(batch, *self._encode(batch), None)
+            return ranking, loss, consistency
+
+        before, selected = self.sample_weights[batch.rows], self.selected_weights[batch.rows]
+        self.sample_weights[batch.rows] = selected
+        self.eval()  # the same loss at every evaluation
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        confidence = self.confidence[batch.rows].mean(dim=1)
+        with torch.autocast(before.device.type, enabled=False):  # differences of losses need all digits
+            weights = self.learned.weights(parameters, held_out_loss, terms, batch, confidence, selected)
+        self.train()
+        self.sample_weights[batch.rows] = weights
+        return {
+            "weight_zero": (weights == 0).float().mean(),
+            "weight_deviation": weights.std(correction=0),
+            "weight_drift": (weights - before).abs().mean(),
+        }
 
     def _encode(self, batch: SampleBatch) -> tuple[Tensor, ItemTables | None]:
         """Sequence vectors [B, D], and the tables that scoring needs (None: the student's own).
@@ -133,8 +178,8 @@ class DistillObjective(Objective):
 
     def _rank(
         self, batch: SampleBatch, hidden: Tensor, tables: ItemTables | None, negatives: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """student.loss [B], and lam * L_rd of every sample [B], 0 where it is not distilled.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """student.loss [B]; lam * L_rd of every sample [B], 0 where it is not distilled; its mean consistency [B].
 
         Args:
             hidden, tables: of `_encode`.
@@ -148,12 +193,9 @@ class DistillObjective(Objective):
         own = rec.columns(batch, negatives)
         scores, terms, dro = self._terms(batch, hidden, tables, own, candidates)
         chosen = terms.values[:, own.shape[1] :]
-        weights = kd_losses.ranking_weights(
-            self.position,
-            self.confidence[batch.rows],
-            kd_losses.consistency(scores, scores.gather(1, candidates), candidates.shape[1]),
-            self.gammas,
-        )
+        consistency = kd_losses.consistency(scores, scores.gather(1, candidates), candidates.shape[1])
+        confidence = self.confidence[batch.rows]
+        weights = kd_losses.ranking_weights(self.position, confidence, consistency, self.gammas)
         if c.rd_loss == "ce":
             per_candidate = kd_losses.rd_ce(terms.log_z, chosen)
         else:
@@ -166,7 +208,7 @@ class DistillObjective(Objective):
             share = kd_losses.dro_weights(weights, sample_weights, c.dro_weighting)
             ranking = ranking + c.alpha * (share * dro).sum(dim=1)
         loss = rec.from_terms(scores, terms, own.shape[1])
-        return loss, c.lam * sample_weights * ranking
+        return loss, c.lam * sample_weights * ranking, consistency.float().mean(dim=1)
 
     def _terms(
         self, batch: SampleBatch, hidden: Tensor, tables: ItemTables | None, own: Tensor, candidates: Tensor

@@ -15,11 +15,12 @@ from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.metrics import EvalConfig
 from src.core.run import Run
-from src.core.seed import seed_everything
+from src.core.seed import numpy_stream, seed_everything
 from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows, TeacherStore, locate
 from src.distill.config import ActiveConfig, DistillConfig
 from src.distill.data_bridge import join_rows, ranking_signals, teacher_item_vectors
+from src.distill.meta_weights import LearnedWeights
 from src.distill.objective import DistillObjective
 from src.distill.ranking_gate import ranking_gate, why_unused
 from src.distill.scoring import StudentScorer
@@ -111,6 +112,9 @@ def train_distilled(
     Raises:
         UserError: teacher outputs that do not fit (data_bridge), a policy that cannot be served.
     """
+    held_out = None
+    if active.meta is not None:
+        data, held_out = hold_out(data, active.meta_share, seed)
     settings = (student_config, config, active, data, store, eval_config)
     trial = partial(_train_once, settings, seed=seed, fingerprint=fingerprint, run=run)
     if not config.ranks and (active.policy != "all" or selection is not None):
@@ -127,7 +131,7 @@ def train_distilled(
     rows = join_rows(store, data, config.top_k, config.history_candidates)
     if not config.gate_rankings:
         report = {"used": True, "note": "rankings followed for every sample (distill.gate_rankings=false)"}
-        return *trial(rows, selection=selection, folder=folder), report
+        return *trial(rows, selection=selection, held_out=held_out, folder=folder), report
     student, alone = trial(folder=folder / "without_rankings")
     device = next(student.parameters()).device
     ranks = rank_samples(student, data, data.splits["valid"], eval_config.batch_size, device)
@@ -136,7 +140,7 @@ def train_distilled(
     log.info(gate.report["note"])
     if not gate.follow.any():
         return student, alone, gate.report
-    ranked, result = trial(rows, gate=gate.follow, selection=selection, folder=folder)
+    ranked, result = trial(rows, gate=gate.follow, selection=selection, held_out=held_out, folder=folder)
     report = {**gate.report, "valid_without_rankings": alone.best_value, "valid_with": result.best_value}
     seconds = alone.seconds + result.seconds
     if result.best_value > alone.best_value:
@@ -153,6 +157,7 @@ def _train_once(
     *,
     gate: np.ndarray | None = None,
     selection: Selection | None = None,
+    held_out: np.ndarray | None = None,
     seed: int,
     **keys: Any,
 ) -> tuple[Student, FitResult]:
@@ -160,6 +165,7 @@ def _train_once(
 
     Args:
         gate: [n] weights of the training samples' rankings.
+        held_out: validation rows that the samples' weights are learned on.
     """
     student_config, config, active, data, store, eval_config = settings
     device, train = device_of(student_config.device), np.asarray(data.splits["train"])
@@ -178,12 +184,36 @@ def _train_once(
         policy = make_policy(active, selection_context(data, rows, store.score_kind, seed, scorer, active))
         refresh = Reselect(policy, train, objective)
         objective.to(device)
+    if rows is not None and held_out is not None:
+        objective.learn_weights(LearnedWeights(active, data, held_out, seed, device))
+        objective.to(device)
     result = fit(objective, data, student_config, eval_config, seed=seed, refresh=refresh, **keys)
     with torch.no_grad():
         tables = objective.item_tables()
     if tables is not None:
         fold_item_tables(student, tables)
     return student.eval(), result
+
+
+def hold_out(data: InteractionData, share: float, seed: int) -> tuple[InteractionData, np.ndarray]:
+    """The dataset without the validation rows of a share of the users, and those rows: what learns weights must not
+    choose the epoch too."""
+    valid = data.splits["valid"]
+    users = data.users_of(valid)
+    shuffled = numpy_stream(seed, "held_out_users").permutation(np.unique(users))
+    taken = np.isin(users, shuffled[: max(1, round(share * len(shuffled)))])
+    if taken.all():
+        raise UserError(
+            f"active.meta_share={share} takes all {len(valid)} validation rows",
+            "some left",
+            "active.meta_share",
+        )
+    log.info(
+        "active.meta: weights are learned on %d validation rows, the other %d choose the epoch",
+        taken.sum(),
+        (~taken).sum(),
+    )
+    return replace(data, splits={**data.splits, "valid": valid[~taken]}), valid[taken]
 
 
 def refuse_listed_targets(store: TeacherStore, config: DistillConfig, active: ActiveConfig) -> None:

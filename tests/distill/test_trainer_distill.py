@@ -16,10 +16,15 @@ from src.core.metrics import EvalConfig
 from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.distill import ranking_gate, trainer_distill
-from src.distill.trainer_distill import train_distilled
+from src.distill.data_bridge import join_rows, ranking_signals
+from src.distill.meta_weights import LearnedWeights
+from src.distill.objective import DistillObjective
+from src.distill.trainer_distill import hold_out, train_distilled
 from src.student import trainer_baseline
 from src.student.architectures import Student
 from src.student.checkpoint import load_checkpoint, load_student_model, save_student
+from src.student.datamodule import Samples
+from src.student.models import build_student
 from src.student.trainer_baseline import train_student
 from tests.distill.conftest import make_data, make_rows, make_settings, make_store
 
@@ -367,3 +372,74 @@ def test_rankings_of_a_teacher_that_knows_more_are_followed_and_judged(
     assert ("left out" in report["note"]) == (with_rankings <= without) == (not report["used"])
     weights = load_checkpoint(tmp_path / "g" / "checkpoint.pt", "f")["objective"]["sample_weights"]
     assert (weights == 1).all()  # the gate is beside the selection, not in it
+
+
+@pytest.mark.parametrize("meta", ["reweight", "weight_net"])
+def test_learned_weights_go_on_to_the_same_bits(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meta: str
+) -> None:
+    """Weights are learned on held-out validation rows, spread, and are a part of the checkpoint."""
+    name = {"reweight": "learn_to_reweight", "weight_net": "meta_weight_net"}[meta]
+    active, config = make_settings("active", name, meta_lr=0.5), student_settings(max_epochs=3)
+    seen: list[dict] = []
+    train_epoch = trainer_baseline._train_epoch
+
+    def watched(*args: object) -> tuple:
+        losses, parts = train_epoch(*args)
+        seen.append(parts)
+        return losses, parts
+
+    monkeypatch.setattr(trainer_baseline, "_train_epoch", watched)
+    whole, _ = distil(world, tmp_path / "whole", config, active, gate_rankings=False)
+    assert seen[-1]["weight_deviation"] > 0.01 and seen[0]["weight_drift"] > 0.01
+    if meta == "reweight":
+        assert 0.05 < seen[-1]["weight_zero"] < 0.95
+    steps = iter(range(10**6))
+
+    def stop_in_the_third_epoch() -> None:
+        if next(steps) == 2 * 12 + 5:
+            raise Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_baseline, "check_stop", stop_in_the_third_epoch)
+        with pytest.raises(Interrupted):
+            distil(world, tmp_path / "cut", config, active, gate_rankings=False)
+    resumed, _ = distil(world, tmp_path / "cut", config, active, gate_rankings=False)
+    for (key, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_learned_weights_of_the_product_are_the_look_aheads(world: World, tmp_path: Path) -> None:
+    """The influences of a real objective against autograd, one sample at a time: <grad l_i, grad M>."""
+    rows = join_rows(world.store, world.data, 5)
+    config = make_settings("distill", "dllm2rec", top_k=5, embedding="none", gate_rankings=False)
+    student_config = student_settings()
+    signals = ranking_signals(
+        rows, world.data.splits["train"], world.store.score_kind, config, 1, torch.device("cpu")
+    )
+    student = build_student(student_config, world.data.n_items, world.data.max_history)
+    objective = DistillObjective(student, student_config, config, world.data, 1, signals, None)
+    _, held_out = hold_out(world.data, 0.5, 1)
+    active = make_settings("active", "learn_to_reweight", meta_batch=len(held_out))
+    objective.learn_weights(LearnedWeights(active, world.data, held_out, 1, torch.device("cpu")))
+    samples = Samples(world.data, Selection(world.data.splits["train"]), torch.device("cpu"))
+    objective.start_epoch(0, samples)
+    objective.train()
+    batch = samples.batch(torch.arange(12))
+    objective._learn_weights(batch)
+    found = objective.sample_weights[:12].clone()
+
+    objective.eval()
+    parameters = list(objective.parameters())
+    everyone = objective.learned.held_out.batch(torch.arange(len(held_out)))
+    hidden, tables = objective._encode(everyone)
+    loss = objective.recommendation(student, hidden, everyone, None, tables).mean()
+    meta = torch.autograd.grad(loss, parameters, allow_unused=True)
+    objective.sample_weights.fill_(1.0)
+    exact = []
+    for i in range(len(batch)):
+        _, ranking, _ = objective._rank(batch, *objective._encode(batch), None)
+        own = torch.autograd.grad(ranking[i], parameters, allow_unused=True)
+        exact.append(sum(float((a * b).sum()) for a, b in zip(own, meta, strict=True) if a is not None))
+    expected = np.maximum(exact, 0) / np.maximum(exact, 0).mean()
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.02 * expected.max())

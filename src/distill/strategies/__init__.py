@@ -47,5 +47,9 @@ def active_problems(config: ActiveConfig) -> list[str]:
         )
     if config.weighted and config.policy in ("all", "random"):
         out.append(f"active.weighted: found true, expected false: {config.policy} scores all samples alike")
+    if config.meta is not None and config.refresh_every is not None:
+        out.append(
+            f"active.meta: found {config.meta} with refresh_every={config.refresh_every}, expected one of the two"
+        )
     build(policy.Options, config.options, "active.options", out)
     return out
