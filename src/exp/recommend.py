@@ -53,18 +53,28 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         raise UserError(f"exclude_history={values['exclude_history']}", "true or false", "exclude_history")
     values |= {"k": int(values["k"]), "exclude_history": values["exclude_history"] == "true"}
     if "history" in values:
-        try:  # every entry is text: an id keeps its leading zeros
-            entries = yaml.load(values["history"], yaml.BaseLoader)
+        try:  # only parsed, never constructed: every entry is text, an id keeps its leading zeros
+            node = yaml.compose(values["history"], yaml.BaseLoader)
         except yaml.YAMLError:
             raise UserError(
                 f"history={values['history']}", "[A,B], titles with a comma in quotes", "history"
             ) from None
-        values["history"] = entries if isinstance(entries, list) else [values["history"]]
+        values["history"] = _entries(node, values["history"])
     if "run" not in values or ("user" in values) == ("history" in values):
         raise UserError(
             " ".join(arguments), "run=FOLDER and either user=ID or history=[...]", "the arguments"
         )
     return values
+
+
+def _entries(node: yaml.Node | None, text: str) -> list[str]:
+    """The entries of a list; a title with ": " is a mapping to YAML, and its own text here."""
+    if not isinstance(node, yaml.SequenceNode):
+        return [text]
+    return [
+        n.value if isinstance(n, yaml.ScalarNode) else text[n.start_mark.index : n.end_mark.index].strip()
+        for n in node.value
+    ]
 
 
 def answer(asked: dict[str, Any]) -> str:

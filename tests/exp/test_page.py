@@ -160,6 +160,9 @@ def test_answers_that_cannot_be_given(rows, arguments: list[str], says: str, cap
 
 def test_ids_are_text() -> None:
     assert parse(["run=r", "history=[007,1e3]"])["history"] == ["007", "1e3"]
+    titles = ["Star Wars: A New Hope (1977)", "Good, the Bad and the Ugly", "50"]
+    text = f"history=[{titles[0]}, '{titles[1]}', {titles[2]}]"
+    assert parse(["run=r", text])["history"] == titles
 
 
 def test_no_answer_of_a_teacher(demo_data: InteractionData, tmp_path: Path, capsys) -> None:

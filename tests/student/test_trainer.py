@@ -172,7 +172,7 @@ def test_best_epoch_is_kept_and_patience_ends_training(small_data, eval_config, 
     assert result.best_epoch == int(np.argmax(values)) + 1 and result.best_value == max(values)
     assert result.epochs == result.best_epoch + 3 < 60
     ranks = rank_samples(objective.student, small_data, small_data.splits["valid"], 16, torch.device("cpu"))
-    assert ranks.metrics(eval_config)["NDCG@10"] == result.best_value
+    assert ranks.metrics(eval_config.ks)["NDCG@10"] == result.best_value
 
 
 def test_sample_weights_reach_the_gradient(small_data, eval_config, tmp_path):
