@@ -117,7 +117,7 @@ class StoreWriter:
             raise UserError(
                 f"{shard} was ranked by a teacher with the weights {found}",
                 f"{weights}, those of the teacher that ranks now: one store, one teacher",
-                f"delete {self.partial} to export anew, or bring the teacher's weights of then back",
+                f"delete {self.partial} to export again, or restore the earlier weights",
             )
 
     def _shard(self, piece: str, ids: np.ndarray) -> Path:

@@ -41,9 +41,8 @@ def run(action: str, folder: Path, order: Path | None, overrides: list[str]) -> 
         return folder
     with lock(store, log.info):
         if is_complete(store):
-            if TeacherStore(store, data.fingerprint).manifest.get("weights") != {
-                "train": files_fingerprint(folder)
-            }:
+            imported = TeacherStore(store, data.fingerprint).manifest.get("weights", {}).get("train")
+            if imported != files_fingerprint(folder):
                 raise UserError(
                     f"{store} holds other files", "a name of its own for each teacher", "teacher.name"
                 )

@@ -298,7 +298,7 @@ class IloraTeacher:
             raise UserError(
                 f"{self.folder} was trained with an encoder of the weights {learned_with}",
                 f"{self.encoder.weights}, those of the encoder that is there now",
-                f"delete {self.folder} to train anew, or bring the encoder's weights of then back",
+                f"delete {self.folder} to train again, or restore the earlier weights",
             )
 
     def _check(self, bidirectional: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -82,6 +83,9 @@ def main() -> None:
     assert all((cli, settings, stages, ilora_teacher, tiny_llm))
     for name in _ENTRIES:
         import_module(f"src.exp.{name}")
+    # The tests may run under nohup or in the background, where signals are ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -114,7 +114,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 def results(root: Path) -> dict[str, object]:
     """Everything a completed pipeline leaves, in a form that two equal pipelines share."""
     out: dict[str, object] = {}
-    for status in sorted((root / "result").glob("*/status.json")):
+    for status in sorted((root / "result").glob("result_*/status.json")):
         fields, folder = json.loads(status.read_text()), status.parent
         if fields["state"] != "completed":
             continue
@@ -180,7 +180,7 @@ def fresh(made: Undisturbed, part: Part, root: Path) -> None:
     if part.needs:
         shutil.copytree(made.root / "data", root / "data", ignore=shutil.ignore_patterns("work"))
         shutil.copytree(made.root / "result", root / "result")
-        for status in (root / "result").glob("*/status.json"):
+        for status in (root / "result").glob("result_*/status.json"):
             if f"run_{json.loads(status.read_text())['stage']}" not in part.needs:
                 shutil.rmtree(status.parent)
 
@@ -245,5 +245,5 @@ def test_fifty_kills_per_stage(tmp_path: Path, run: Run, undisturbed: Undisturbe
 def test_signals_end_at_the_next_step(tmp_path: Path, run: Run, signum: int, code: int) -> None:
     ended = run(tmp_path, "run_student_baseline", "epoch 2/", signum=signum)
     assert ended.code == code
-    (status,) = (tmp_path / "result").glob("*/status.json")
+    (status,) = (tmp_path / "result").glob("result_*/status.json")
     assert json.loads(status.read_text())["state"] == "interrupted"

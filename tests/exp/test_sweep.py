@@ -28,11 +28,11 @@ def _valid(folder: Path) -> float:
 
 def test_sweeps_of_one_second_share_no_folder(stage: Stage, stopped_clock: None) -> None:
     for seeds in ("1,2", "3,4"):
-        assert stage("run_student_baseline", *GRID, f"seed={seeds}").code == 0
+        assert stage("run_student_baseline", "--multirun", *TINY, f"seed={seeds}").code == 0
     runs = sorted(result_root().glob("result_*"))
-    assert len(runs) == 8
+    assert len(runs) == 4
     overrides = {(run / ".hydra" / "overrides.yaml").read_text() for run in runs}
-    assert len(overrides) == 8
+    assert len(overrides) == 4
     assert all((run / "status.json").is_file() for run in runs)
 
 
