@@ -13,6 +13,24 @@ from src.exp.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.ja.md")
+OVERVIEW = "docs/specification/00_overview.md"
+WORDS = (
+    *(
+        "円盤",
+        "浸漬",
+        "切片",
+        "学生",
+        "てこ",
+        "平易な教師",
+        "断片",
+        "目録",
+        "保管庫",
+        "商品",
+        "余白",
+        "埋め草",
+    ),
+    *("詰め物", "乱数種", "埋め込みのデモ", "埋め込み LLM", "組み込みの LLM"),
+)
 STAGES = re.compile(
     r"(?:-m src\.exp\.run_(?:teacher|student_baseline|distill|eval_all)|cmd/run_\w+\.sh) ?(.*)"
 )
@@ -66,3 +84,52 @@ def test_named_overrides_are_accepted():
             Settings.compose([as_one_job(a) for a in arguments])
             composed += 1
     assert composed > 20
+
+
+def prose() -> list[tuple[str, int, str]]:
+    """(file, line number, line) of the documents and READMEs, without code blocks."""
+    lines = []
+    for path in sorted((ROOT / "docs").rglob("*.md")) + [ROOT / name for name in READMES]:
+        code = False
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            code ^= line.startswith("```")
+            if not code:
+                lines.append((path.name, number, line))
+    return lines
+
+
+def test_lines_are_short():
+    """Below 120 characters, tables apart."""
+    assert [(f, n) for f, n, line in prose() if len(line) >= 120 and not line.lstrip().startswith("|")] == []
+
+
+def test_one_glossary():
+    """No literal translation, and one word for one thing."""
+    pattern = re.compile("|".join([*WORDS, r"標本(?![外内])"]))
+    assert [(f, n, m[0]) for f, n, line in prose() if (m := pattern.search(line))] == []
+
+
+def test_every_document_is_listed():
+    listed = set(re.findall(r"^\| `(0\d_\w+\.md)` \|", read(OVERVIEW), re.MULTILINE))
+    assert listed == {p.name for p in (ROOT / "docs" / "specification").glob("*.md")}
+
+
+def test_every_module_is_listed():
+    section = read(OVERVIEW).split("\n## 3. ")[1].split("\n## ")[0]
+    listed, package = set(), ""
+    for first, second in re.findall(r"^\| (`[\w/]+`)? ?\| ((?:`\w+` ?)+)\|", section, re.MULTILINE):
+        package = first.strip("`") or package
+        listed |= {f"{package}/{name}" for name in re.findall(r"\w+", second)}
+    modules = {str(p.relative_to(ROOT / "src").with_suffix("")) for p in (ROOT / "src").rglob("*.py")}
+    assert listed == {m for m in modules if not m.endswith("__init__")}
+
+
+def test_choices_are_counted():
+    """The number of choices of each group; those that are named exist, and all are where the table says no `ほか`."""
+    rows = re.findall(r"^\| `([\w/]+)` \| (\d+) \| (.*) \|$", read(OVERVIEW), re.MULTILINE)
+    assert len(rows) > 8
+    for group, count, text in rows:
+        choices = {p.stem for p in (ROOT / "conf" / group).glob("[!_]*.yaml")}
+        assert (group, int(count)) == (group, len(choices))
+        if not re.search("ほか|hub の名", text):
+            assert (group, choices - set(re.findall(r"`(\w+)`", text))) == (group, set())
