@@ -12,18 +12,22 @@ from src.core.paths import CONF
 from src.distill.selection_policy import POLICIES
 from tests.distill.conftest import make_settings
 
+META = {"learn_to_reweight": "reweight", "meta_weight_net": "weight_net"}  # these weigh, they select all
 SHIPPED = [(g, p.stem) for g in ("distill", "active") for p in sorted((CONF / g).glob("*.yaml"))]
 
 
 @pytest.mark.parametrize(("group", "name"), SHIPPED, ids=lambda x: x)
 def test_shipped_files_build(group: str, name: str) -> None:
     made = make_settings(group, name)
-    assert getattr(made, "name" if group == "distill" else "policy") == name
+    if group == "distill":
+        assert made.name == name
+    else:
+        assert (made.policy, made.meta) == (("all", META[name]) if name in META else (name, None))
     determining(made)
 
 
 def test_every_policy_has_a_file() -> None:
-    assert {name for group, name in SHIPPED if group == "active"} == set(POLICIES)
+    assert {name for group, name in SHIPPED if group == "active"} == set(POLICIES) | set(META)
 
 
 def test_profiles_differ_where_the_code_is_wrong_and_nowhere_else() -> None:

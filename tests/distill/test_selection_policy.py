@@ -86,7 +86,8 @@ def test_ratio_mixes_the_best_of_the_strategy_with_a_random_rest() -> None:
 @pytest.mark.parametrize("policy", [p for p in POLICIES if p != "all"])
 def test_more_than_there_are_is_refused_with_both_numbers(policy: str) -> None:
     with pytest.raises(UserError, match="active.count=201; expected <= 200 samples"):
-        make_policy(active(policy, count=201), context(200))
+        refreshed = {"refresh_every": 5} if POLICIES[policy].online else {}
+        make_policy(active(policy, count=201, **refreshed), context(200))
 
 
 @pytest.mark.parametrize("policy", [name for name in OFFLINE if POLICIES[name].needs])
