@@ -5,10 +5,9 @@ Add a row to the CSV and run this: what stands between the two marker comments i
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
-
-import pandas as pd
 
 ROOT = Path(__file__).parents[1]
 CSV = ROOT / "benchmarks" / "results.csv"
@@ -18,9 +17,10 @@ BEGIN, END = "<!-- results: benchmarks/results.csv -->", "<!-- end of results --
 
 def render() -> str:
     """The CSV as Markdown, every cell as it is written there; commands as code."""
-    table = pd.read_csv(CSV, dtype=str, keep_default_na=False)
-    table["command"] = "`" + table["command"] + "`"
-    return table.to_markdown(index=False, disable_numparse=True)
+    with CSV.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    lines = [header, ["---"] * len(header), *([*row[:-1], f"`{row[-1]}`"] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def updated(text: str) -> str:
