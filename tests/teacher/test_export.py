@@ -73,8 +73,8 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(trained, demo_data, tmp
     ranked: list[int] = []
     real = export_module.build_teacher
 
-    def stopping(*args):
-        made = real(*args)
+    def stopping(*args, **kwargs):
+        made = real(*args, **kwargs)
         rank = made.rank
 
         def stop(split, ids, k):
@@ -184,10 +184,13 @@ def test_choices_and_rows_of_one_run_come_from_one_teacher(demo_data, tmp_path):
     teacher.prepare(None)
     export_module.refuse_other_weights(store, teacher)
     teacher._pop = teacher._pop * 1.001
-    with pytest.raises(UserError, match=r"fp was ranked by .* the weights \w{12}; expected \w{12}, those of"):
+    with pytest.raises(
+        UserError, match=r"fp was written by .* the weights \w{12}; expected \w{12}, those of"
+    ):
         export_module.refuse_other_weights(store, teacher)
-    del store.manifest["weights"]  # a store of before
-    export_module.refuse_other_weights(store, teacher)
+    del store.manifest["weights"]  # nothing says who wrote it
+    with pytest.raises(UserError, match=r"the weights None; expected \w{12}, those of"):
+        export_module.refuse_other_weights(store, teacher)
 
 
 def test_a_distance_teacher_end_to_end(trained, demo_data, tmp_path):
@@ -347,8 +350,8 @@ class TestRefusals:
     def test_values_that_are_not_finite(self, demo_data, tmp_path, monkeypatch, what):
         config, real = compose_teacher(*KNN), export_module.build_teacher
 
-        def broken(*args):
-            teacher = real(*args)
+        def broken(*args, **kwargs):
+            teacher = real(*args, **kwargs)
             rank, table = teacher.rank, teacher.item_embeddings
             if what == "embeddings":
 

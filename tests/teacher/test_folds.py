@@ -91,9 +91,9 @@ def test_an_interrupted_fold_goes_on_to_the_same_bytes(demo_data, teacher_roots,
     whole, _ = fill_store(config, demo_data, tmp_path / "whole", None)
     built, ranked = [], []
 
-    def counting(config, data, train_ids=None):
+    def counting(config, data, train_ids=None, tuned_ids=None):
         built.append(train_ids)
-        teacher = build_teacher(config, data, train_ids)
+        teacher = build_teacher(config, data, train_ids, tuned_ids)
         rank = teacher.rank
 
         def stop_in_the_second_fold(split, ids, k):
@@ -112,7 +112,9 @@ def test_an_interrupted_fold_goes_on_to_the_same_bytes(demo_data, teacher_roots,
     assert (tmp_path / "parted.partial").is_dir() and not (tmp_path / "parted").exists()
     built.clear()
     monkeypatch.setattr(
-        export_module, "build_teacher", lambda c, d, t=None: built.append(t) or build_teacher(c, d, t)
+        export_module,
+        "build_teacher",
+        lambda c, d, t=None, tuned_ids=None: built.append(t) or build_teacher(c, d, t, tuned_ids),
     )
     store, _ = fill_store(config, demo_data, tmp_path / "parted", None)
     assert len(built) == 3, "the finished fold needs no teacher"
