@@ -98,6 +98,16 @@ def prose() -> list[tuple[str, int, str]]:
     return lines
 
 
+def test_named_files_exist():
+    """Source files and tests that the documents name, by path or by name."""
+    names = {
+        p.name for d in ("src", "tests", "benchmarks", "cmd", "env_shell") for p in (ROOT / d).rglob("*.*")
+    }
+    named = [(f, n, m) for f, n, line in prose() for m in re.findall(r"`(?:[\w.]+/)*(\w+\.(?:py|sh))`", line)]
+    assert len(named) > 100
+    assert [entry for entry in named if entry[2] not in names | {"run_x.py"}] == []
+
+
 def test_lines_are_short():
     """Below 120 characters, tables apart."""
     assert [(f, n) for f, n, line in prose() if len(line) >= 120 and not line.lstrip().startswith("|")] == []
