@@ -197,7 +197,8 @@ def test_markdown_says_what_the_numbers_are(report: dict):
 
 
 def test_of_a_real_teacher(demo_data: InteractionData, roots: Path):
-    export = ExportConfig(top_k=30, train_share=1.0, shard_size=512, batch_size=256, splits="all")
+    splits = ("train", "valid", "test")
+    export = ExportConfig(splits=splits, top_k=30, train_share=1.0, shard_size=512, batch_size=256)
     teacher = build_teacher(
         KnnConfig(
             name="knn",
