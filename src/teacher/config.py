@@ -253,7 +253,9 @@ class FusedConfig(TeacherConfig):
 
     members: dict = setting("{name: settings of a teacher that scores the catalogue}")
     weights: dict | None = setting("{member: weight}; null: fitted on validation")
-    embeddings: str = setting("the member whose item vectors the store holds")
+    embeddings: tuple[str, ...] = setting(
+        "members whose item vectors the store holds; several: side by side, each scaled to mean square length 1"
+    )
     folds: int = setting(_FOLDS, ge=1)
 
     def __post_init__(self) -> None:
@@ -264,8 +266,8 @@ class FusedConfig(TeacherConfig):
         out, names = [], ", ".join(self.members)
         if not self.members:
             out.append("members: found none, expected at least one")
-        elif self.embeddings not in self.members:
-            out.append(f"embeddings: found {self.embeddings}, expected one of {names}")
+        elif not self.embeddings or not set(self.embeddings) <= set(self.members):
+            out.append(f"embeddings: found {list(self.embeddings)}, expected one or more of {names}")
         for name, member in self.members.items():
             if isinstance(member, FusedConfig):
                 out.append(f"members.{name}.kind: found fused, expected another teacher")
@@ -286,7 +288,7 @@ class FusedConfig(TeacherConfig):
         return out
 
     def ignored(self) -> dict[str, str]:
-        keys = ("folds", "export.top_k", "export.train_share", "export.shard_size")
+        keys = ("folds", "export.splits", "export.top_k", "export.train_share", "export.shard_size")
         why = "a member that has no store of its own, expected the same key of teacher"
         return {f"members.{name}.{key}": why for name in self.members for key in keys}
 

@@ -76,12 +76,25 @@ class FusedTeacher(Filler):
         return fingerprint({name: (member.weights(), shares[name]) for name, member in self.members.items()})
 
     def item_embeddings(self) -> np.ndarray:
-        return self.members[self.config.embeddings].item_embeddings()
+        """[N+1, D] the vectors of `embeddings`; several side by side, centred and scaled, so that none outweighs."""
+        tables = [self.members[name].item_embeddings() for name in self.config.embeddings]
+        if len(tables) == 1:
+            return tables[0]
+        return np.concatenate([_standardised(table) for table in tables], axis=1)
 
     def train_sample_ids(self) -> np.ndarray:
         """A sample is in sample where it is for any member."""
         known = [member.train_sample_ids() for member in self.members.values()]
         return np.unique(np.concatenate(known))
+
+
+def _standardised(table: np.ndarray) -> np.ndarray:
+    """[N+1, D] with centred rows of mean square length 1; row 0 stays zero."""
+    out = np.zeros_like(table)
+    centred = table[1:] - table[1:].mean(axis=0)
+    length = np.sqrt((centred.astype(np.float64) ** 2).sum(axis=1).mean())
+    out[1:] = centred / max(length, 1e-12)
+    return out
 
 
 def fit_weights(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:

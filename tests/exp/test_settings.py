@@ -17,7 +17,7 @@ COMMANDS = [
     (),
     ("seed=7", "distill.lam=0.5", "eval.ks=[1,10]", "compare.metrics=[NDCG@10]"),
     ("student=gru4rec", "student.lr=1e-4", "student.name='two words'"),
-    ("teacher=fused", "~teacher.members.ilora", "teacher.embeddings=sasrec", "teacher.seed=3"),
+    ("teacher=fused", "~teacher.members.ilora", "teacher.embeddings=[sasrec]", "teacher.seed=3"),
     ("teacher/llm=local", "teacher.llm.path=/models/x", "teacher/prompt=movie"),
     ("teacher.seed=${seed}", "seed=5", "dataset=csv", "dataset.csv.rating=stars"),
     ("active=diversity", "active.options={clusters: 7}", "+compare.variants.x=['distill.lam=1']"),

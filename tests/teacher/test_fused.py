@@ -23,7 +23,7 @@ PLAIN = (
     "~teacher.members.sasrec_c",
     "teacher.members.knn.dim=3",
     "teacher.members.markov.dim=4",
-    "teacher.embeddings=markov",
+    "teacher.embeddings=[markov]",
     "teacher.export.top_k=5",
 )
 
@@ -133,7 +133,7 @@ def test_identity_is_what_determines_scores():
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["teacher.embeddings=bert"], "embeddings: found bert"),
+        (["teacher.embeddings=[bert]"], r"embeddings: found \['bert'\]"),
         (["+teacher.weights={knn:1}"], "weights: found"),
         (["+teacher.weights={knn:-1,markov:1}"], "weights: found"),
         (["+teacher.weights={knn:0,markov:0}"], "weights: found"),
@@ -151,7 +151,7 @@ def test_an_llm_in_the_pool(trained, make_config, demo_data):
     """The trained iLoRA teacher is taken as it is, and scores as by itself."""
     alone, _ = trained
     config = settings_of(
-        "fused", *PLAIN[1:], "teacher.embeddings=ilora", "+teacher.weights={ilora:2,knn:1,markov:0}"
+        "fused", *PLAIN[1:], "teacher.embeddings=[ilora]", "+teacher.weights={ilora:2,knn:1,markov:0}"
     )
     config = replace(config, members={**config.members, "ilora": make_config("teacher.objective.lm=0.5")})
     teacher = build_teacher(config, demo_data)
@@ -169,3 +169,15 @@ def test_the_student_seed_is_not_the_pools():
     """One pool serves the students of all seeds."""
     configs = [settings_of("fused", "++teacher.seed=5", f"seed={seed}") for seed in (1, 2)]
     assert configs[0] == configs[1]
+
+
+def test_vectors_of_several_members_side_by_side():
+    teacher = pool("teacher.embeddings=[knn,markov]")
+    knn, markov = (teacher.members[name].item_embeddings() for name in ("knn", "markov"))
+    table = teacher.item_embeddings()
+    assert table.shape == (len(knn), knn.shape[1] + markov.shape[1]) and not table[0].any()
+    parts = np.split(table[1:].astype(float), [knn.shape[1]], axis=1)
+    for part, own in zip(parts, (knn[1:], markov[1:]), strict=True):
+        centred = own - own.mean(0)
+        np.testing.assert_allclose(part, centred * (part[0] @ centred[0]) / (centred[0] @ centred[0]), atol=1e-5)
+        assert (part**2).sum(1).mean() == pytest.approx(1, abs=1e-5)
