@@ -258,7 +258,8 @@ class SasrecFiller(Filler):
 
         whole = np.array_equal(self._train_ids, self.data.splits["train"])
         subset = None if whole else self._train_ids
-        self._encoder = frozen_encoder(self.config.encoder, self.data, self.config.seed, subset, run)
+        curves = run if whole else None  # one curve per tag: not of a fold's
+        self._encoder = frozen_encoder(self.config.encoder, self.data, self.config.seed, subset, curves)
         return {"train_seconds": round(self._encoder.seconds, 3), "reused": self._encoder.reused}
 
     def weights(self) -> str:

@@ -20,8 +20,10 @@ class ObjectiveConfig:
         choices=("sasrec", "none"),
         when={"item": True},
     )
-    refresh_steps: int = setting(
-        "optimizer steps between new LLM states of the item texts", ge=1, when={"item": True}
+    refresh_steps: int | None = setting(
+        "optimizer steps between new LLM states of the item texts; null: once per epoch",
+        ge=1,
+        when={"item": True},
     )
     negatives: int | None = setting(
         "items drawn per step beside the batch's targets; null: the full catalogue", ge=1, when={"item": True}

@@ -56,6 +56,13 @@ class FrozenEncoder:
         return torch.cat([self.student.encode(h).cpu() for h in self._batches(histories, batch_size)])
 
     @torch.no_grad()
+    def prior(self, h_seq: Tensor, histories: np.ndarray) -> Tensor:
+        """[n, E] of `h_seq` and the [n, L] histories it was made from -> [n, N] log-softmax over the catalogue."""
+        device = self.item_table().device
+        scores = self.student.score(h_seq.to(device), history=torch.from_numpy(histories).long().to(device))
+        return torch.log_softmax(scores, dim=-1).cpu()
+
+    @torch.no_grad()
     def log_probabilities(self, histories: np.ndarray, batch_size: int = 1024) -> Tensor:
         """[n, L] histories -> [n, N] log-softmax over the catalogue, on the CPU."""
         rows = self._batches(histories, batch_size)
@@ -107,7 +114,7 @@ def frozen_encoder(
                 seed=seed,
                 folder=work,
                 fingerprint=fp,
-                run=None,
+                run=run,
                 selection=None if subset is None else Selection(subset),
             )
             fields = {"fingerprint": fp, "seed": seed, "best_epoch": result.best_epoch}

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from src.core.artifacts import MANIFEST, fingerprint, is_complete, number_in, read_json
 from src.core.candidates import CandidateSet, Choices, choose_by_scores
+from src.core.config import determining
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
@@ -30,6 +31,7 @@ from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
 from src.teacher.find_batch_size import BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
+from src.teacher.kept_states import kept_states
 from src.teacher.llm_loading import load_llm
 from src.teacher.prompts import PromptBuilder, collate
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
@@ -78,7 +80,7 @@ class IloraTeacher:
             raise UserError(
                 f"a teacher with teacher.overfit={rows}", "null: it is no result", "teacher.overfit"
             )
-        team = self.open()
+        team = self.open(run)
         with team.lock(self.folder):
             reused = team.agree(is_complete(self.folder))
             if not reused:
@@ -107,15 +109,19 @@ class IloraTeacher:
     def weights(self) -> str:
         return self._weights
 
-    def open(self) -> Team:
+    def open(self, run: Run | None = None) -> Team:
         """The processes, their device, and everything up to the untrained model."""
         team = self._team()  # before the accelerator, for which its timeout holds too
         self.accelerator = self._accelerator()
-        self.load()
+        self.load(run)
         return team
 
-    def load(self) -> None:
-        """LLM, prompts, encoder and an untrained model. What may be refused comes before what is trained."""
+    def load(self, run: Run | None = None) -> None:
+        """LLM, prompts, encoder and an untrained model. What may be refused comes before what is trained.
+
+        Args:
+            run: TensorBoard of the encoder's training (not of a fold's: one curve per tag).
+        """
         config, data = self.config, self.data
         folder, self.llm_seconds = None, 0.0
         if config.llm.tiny is not None:
@@ -128,7 +134,9 @@ class IloraTeacher:
         llm = load_llm(config.llm, folder)
         self._check(llm.bidirectional)
         self.builder = PromptBuilder(config.prompt, llm.tokenizer, data.titles, llm.context, config.seed)
-        self.encoder = frozen_encoder(config.encoder, data, config.seed, self.subset)
+        self.encoder = frozen_encoder(
+            config.encoder, data, config.seed, self.subset, None if self.subset is not None else run
+        )
         prior = config.objective.item > 0 and config.objective.prior == "sasrec"
         self.source = SampleSource(data, self.builder, self.encoder, prior)
         self.llm_identity = llm.identity
@@ -217,9 +225,24 @@ class IloraTeacher:
         export = self.config.export
         # An untrained head has no item vectors: those of the LLM as it is are its states of the titles.
         if export.embedding.source == "text" or not len(self.llm_sample_ids()):
-            return TextEmbedder(self.model, self.builder, export.embedding, export.batch_size).titles()
+            return self._title_vectors()
         vectors = item_vectors(self.model, self.source, self.hybrid).float().cpu().numpy()
         return np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
+
+    def _title_vectors(self) -> np.ndarray:
+        """[N+1, H] the LLM's states of the titles; without the adapter they are computed once per LLM."""
+        export = self.config.export
+        embedder = TextEmbedder(self.model, self.builder, export.embedding, export.batch_size)
+        if export.embedding.weights == "adapted":
+            return embedder.titles()
+        settings = {"embedding": determining(export.embedding), "titles": fingerprint(self.builder.titles)}
+        kept = kept_states(
+            self.data,
+            fingerprint([self.config.llm.identity(), self.llm_identity]),
+            settings,
+            lambda: (embedder.titles()[1:], self.llm_identity),
+        )
+        return np.concatenate([np.zeros((1, kept.table.shape[1]), np.float32), kept.table])
 
     @property
     def hybrid(self) -> bool:

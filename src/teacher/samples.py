@@ -57,6 +57,7 @@ class SampleSource:
         self.data, self.builder, self.encoder, self.prior = data, builder, encoder, prior
         # Short texts, many at once: they may shrink further than a training pass.
         self.item_passes = BatchSizeFinder(min(256, data.n_items), "teacher.llm.dtype", most=8)
+        self._item_states: tuple[IloraModel, bool, list[Tensor], Tensor] | None = None
 
     def examples(
         self, sample_ids: np.ndarray, epoch: int | None, answers: bool, candidates: int
@@ -97,14 +98,30 @@ class SampleSource:
         order = np.argsort([len(e.ids) for e in examples], kind="stable")
         for i in range(0, len(order), size):
             rows = order[i : i + size]
-            prior = self.encoder.log_probabilities(histories[rows]) if self.prior else None
+            prior = self.encoder.prior(h_seq[rows], histories[rows]) if self.prior else None
             yield Micro(rows, collate([examples[r] for r in rows]), h_seq[rows], targets[rows], prior)
 
     def item_states(self, model: IloraModel, hybrid: bool) -> Tensor:
-        """[N, H] `model.item_states` of the catalogue, in passes that fit the memory."""
-        return self.item_passes.run(lambda size: model.item_states(self.item_texts(size), hybrid))
+        """[N, H] `model.item_states` of the catalogue, in passes that fit the memory.
+
+        Read again only where a weight that acts on titles has another value than at the last reading: a refresh, the
+        validation and the export at the same step share one reading.
+        """
+        weights = [p.detach() for part in ("lora", "projector") for p in model.parts()[part]]
+        kept = self._item_states
+        if kept is not None and kept[0] is model and kept[1] == hybrid and _equal(kept[2], weights):
+            return kept[3]
+        self._item_states = None  # its memory first
+        states = self.item_passes.run(lambda size: model.item_states(self.item_texts(size), hybrid))
+        self._item_states = model, hybrid, [w.clone() for w in weights], states
+        return states
 
     def item_texts(self, size: int = 256) -> list[PromptBatch]:
         """The texts that stand for the items, in id order."""
         texts = [self.builder.item_text(i) for i in range(1, self.data.n_items + 1)]
         return [collate(texts[i : i + size]) for i in range(0, len(texts), size)]
+
+
+def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    """By value: some optimizers change a tensor without a mark on it."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

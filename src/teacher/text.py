@@ -10,26 +10,24 @@ Nothing is trained, so every row is out of sample. A history is the recency-weig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import log_softmax
 
-from src.core.artifacts import artifact_folder, fingerprint, is_complete, load_manifest, lock, write_manifest
+from src.core.artifacts import fingerprint
 from src.core.config import determining
 from src.core.errors import UserError
 from src.core.geometry import geometry, principal_directions
 from src.core.logging import get_logger
-from src.core.paths import model_dir
 from src.core.run import Stopwatch
 from src.teacher.classical import Filler, truncated_svd
 from src.teacher.config import TextConfig, TfidfConfig
+from src.teacher.kept_states import kept_states
 
 if TYPE_CHECKING:
     from src.core.run import Run
 
-FORMAT_VERSION = 1
 _ONE_DIRECTION = 0.99  # share of the variance beyond which all titles have the same vector but for its length
 log = get_logger(__name__)
 
@@ -122,60 +120,24 @@ class TextTeacher(SimilarityTeacher):
     config: TextConfig
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
-        told = dict(super().prepare(run))
+        watch = Stopwatch()
+        self._fit(run)
+        states = self._states
         # The states cost what they cost the run that computed them.
-        seconds = round(told["train_seconds"] - self._own_seconds + self._state_seconds, 3)
-        return told | {"train_seconds": seconds, "reused": self._reused, "llm": self._llm}
+        seconds = round(watch.seconds() + (states.seconds if states.reused else 0.0), 3)
+        return {"train_seconds": seconds, "reused": states.reused, "llm": states.model}
+
+    def vectors(self) -> np.ndarray:
+        """The states; raises UserError as `kept_states` and `title_states.title_states` do."""
+
+        def compute() -> tuple[np.ndarray, Mapping[str, Any]]:
+            from src.teacher.title_states import title_states  # torch, where there is something to compute
+
+            return title_states(self.config, self.data.titles)
+
+        llm = fingerprint(self.config.llm.identity())  # a local one by the hash of its files
+        self._states = kept_states(self.data, llm, determining(self.config.text), compute)
+        return self._states.table
 
     def fitted(self) -> list[np.ndarray]:
         return [self._vectors, self._counts]
-
-    def vectors(self) -> np.ndarray:
-        """The states, from the folder of an earlier run where there is one.
-
-        Raises:
-            UserError: states that another LLM gave than the one that is asked for, or a damaged folder.
-        """
-        watch = Stopwatch()
-        expected = {
-            "dataset_fingerprint": self.data.fingerprint,
-            "llm": fingerprint(self.config.llm.identity()),  # a local one by the hash of its files
-            "text": determining(self.config.text),
-        }
-        folder = model_dir(
-            self.data.name, "title_states", fingerprint({"version": FORMAT_VERSION, **expected})
-        )
-        with lock(folder, log.info):
-            self._reused = is_complete(folder)
-            if not self._reused:
-                from src.teacher.title_states import (
-                    title_states,
-                )  # torch, where there is something to compute
-
-                table, llm = title_states(self.config, self.data.titles)
-                _save(folder, table, {**expected, "model": llm, "seconds": round(watch.seconds(), 3)})
-        fix = f"delete {folder} to compute them again"
-        manifest = load_manifest(folder, expected, fix)
-        self._llm, self._state_seconds = manifest["model"], float(manifest["seconds"])
-        table = _load(folder, self.data.n_items, fix)
-        self._own_seconds = watch.seconds()
-        return table
-
-
-def _save(folder: Path, table: np.ndarray, fields: Mapping[str, Any]) -> None:
-    from safetensors.numpy import save_file
-
-    with artifact_folder(folder) as tmp:
-        save_file({"title_states": table}, tmp / "title_states.safetensors")
-        write_manifest(tmp, fields)
-
-
-def _load(folder: Path, n_items: int, fix: str) -> np.ndarray:
-    from safetensors.numpy import load_file
-
-    table = load_file(folder / "title_states.safetensors").get("title_states", np.empty(0))
-    if table.ndim != 2 or len(table) != n_items or table.dtype != np.float32 or not np.isfinite(table).all():
-        raise UserError(
-            f"{folder}: title states {table.dtype} {table.shape}", f"finite float32 ({n_items}, H)", fix
-        )
-    return table

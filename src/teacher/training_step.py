@@ -86,7 +86,8 @@ class TrainingSteps:
         hybrid = self.hybrid and self._coin(step) < hybrid_probability(
             step, self.total, self.train.curriculum
         )
-        if objective.item > 0 and (self.items is None or step % objective.refresh_steps == 0):
+        refresh = objective.refresh_steps or self.steps_per_epoch
+        if objective.item > 0 and (self.items is None or step % refresh == 0):
             self.items = self.source.item_states(model, self.hybrid)
         sums = self.micro.run(
             lambda size: self._gradients(step, ids, hybrid, size),

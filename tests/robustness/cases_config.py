@@ -153,10 +153,13 @@ COMMANDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("teacher.export.beams=4",), "not read with ranking=hidden, expected ranking=trie or grounding"),
     (("teacher.export.ranking=trie", "teacher.export.max_new_tokens=9"), "expected ranking=grounding"),
     (
-        ("teacher.export.embedding.layer=1",),
+        ("teacher.export.embedding.source=head", "teacher.export.embedding.layer=1"),
         "not read with export.embedding.source=head, expected source=text",
     ),
-    (("teacher.export.embedding.pooling=mean",), "not read with export.embedding.source=head"),
+    (
+        ("teacher.export.embedding.source=head", "teacher.export.embedding.pooling=mean"),
+        "not read with export.embedding.source=head",
+    ),
     (("teacher=knn", "teacher.folds=3"), "teacher.folds: not read with the choices made"),
     (("teacher=knn", "teacher/llm=local"), "teacher/llm: not read with the choices made"),
     (("teacher=sasrec", "teacher.encoder.negatives=9"), "teacher.encoder.negatives: found 9, not read with"),

@@ -179,5 +179,7 @@ def test_vectors_of_several_members_side_by_side():
     parts = np.split(table[1:].astype(float), [knn.shape[1]], axis=1)
     for part, own in zip(parts, (knn[1:], markov[1:]), strict=True):
         centred = own - own.mean(0)
-        np.testing.assert_allclose(part, centred * (part[0] @ centred[0]) / (centred[0] @ centred[0]), atol=1e-5)
+        np.testing.assert_allclose(
+            part, centred * (part[0] @ centred[0]) / (centred[0] @ centred[0]), atol=1e-5
+        )
         assert (part**2).sum(1).mean() == pytest.approx(1, abs=1e-5)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from src.core.artifacts import MANIFEST, sha256_file
 from src.core.errors import UserError
 from src.teacher.checkpoint import load_teacher, load_trained_state, trained_state
+from src.teacher.embeddings import TextEmbedder
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.interfaces import Teacher
 from src.teacher.item_head import ItemHead
@@ -35,7 +36,7 @@ def test_rows_keep_the_contract_of_the_store(trained, demo_data):
     at = everything.rankings == demo_data.targets(ids[:4])[:, None]
     np.testing.assert_allclose(everything.scores[at], everything.target_scores, rtol=1e-6)
     table = teacher.item_embeddings()
-    assert table.shape == (demo_data.n_items + 1, 16) and table.dtype == np.float32
+    assert table.shape == (demo_data.n_items + 1, 32) and table.dtype == np.float32  # states of the titles
     assert not table[0].any() and np.isfinite(table).all() and table[1:].any(axis=1).all()
 
 
@@ -302,3 +303,37 @@ def test_what_the_encoder_saw_is_in_sample(make_config, demo_data):
     np.testing.assert_array_equal(teacher.train_sample_ids(), demo_data.splits["train"])
     own = teacher.llm_sample_ids()
     assert len(own) == 96 and np.isin(own, demo_data.splits["train"]).all()
+
+
+def test_the_catalogue_is_read_again_only_after_a_step(make_config, demo_data, teacher_roots, monkeypatch):
+    """A refresh, the validation and the export at one step share one reading of the item texts."""
+    teacher = untrained(make_config(), demo_data)
+    read, real = [], teacher.model.item_states
+    monkeypatch.setattr(teacher.model, "item_states", lambda *a: read.append(1) or real(*a))
+    first = teacher.source.item_states(teacher.model, True)
+    assert teacher.source.item_states(teacher.model, True) is first and len(read) == 1
+    for part, again in (("lora", 2), ("projector", 3), ("head", 3)):
+        with torch.no_grad():
+            teacher.model.parts()[part][0].data.view(-1)[0] += 0.5  # leaves no mark on the tensor
+        found = teacher.source.item_states(teacher.model, True)
+        assert len(read) == again
+        with torch.no_grad():
+            torch.testing.assert_close(found, real(teacher.source.item_texts(), True))
+    assert not torch.equal(teacher.source.item_states(teacher.model, False), found) and len(read) == 4
+
+
+def test_the_prior_is_the_encoders_own_scores(trained, demo_data):
+    encoder, histories = trained[0].encoder, demo_data.histories(demo_data.splits["test"][:40])
+    prior = encoder.prior(encoder.h_seq(histories), histories)
+    torch.testing.assert_close(prior, encoder.log_probabilities(histories), rtol=0, atol=1e-5)
+
+
+def test_states_of_titles_without_the_adapter_are_kept(trained, demo_data, monkeypatch):
+    """They are the LLM's, whatever was trained: computed once, read from disk by another teacher of the LLM."""
+    teacher, _ = trained
+    table = teacher.item_embeddings()
+    assert table.shape == (demo_data.n_items + 1, teacher.model.neutral.shape[0]) and not table[0].any()
+    embedder = TextEmbedder(teacher.model, teacher.builder, teacher.config.export.embedding, 64)
+    np.testing.assert_allclose(table, embedder.titles(), atol=1e-5)
+    monkeypatch.setattr(TextEmbedder, "titles", None)  # nothing is computed again
+    np.testing.assert_array_equal(teacher.item_embeddings(), table)
