@@ -185,7 +185,9 @@ def llm_work(
     forward = 2.0 * size.in_blocks  # per token; the frozen weights get no gradient, their inputs do
     both = forward * (3 if config.llm.gradient_checkpointing else 2)
     samples = min(sizes.train if train.samples is None else train.samples, sizes.train) * train.epochs
-    refreshes = samples / train.batch_size / config.objective.refresh_steps if config.objective.item else 0.0
+    every = config.objective.refresh_steps
+    refreshes = train.epochs if every is None else samples / train.batch_size / every
+    refreshes = refreshes if config.objective.item else 0.0
     titles = refreshes * sizes.n_items * 1.5 * TOKENS_PER_ITEM  # with the words around each
     validated = train.evals_per_epoch * train.epochs * min(train.eval_samples, sizes.valid) * tokens
     training = samples * tokens * both + (titles + validated) * forward
