@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import resource
+import sys
+from typing import Any
 
+_MIB = 2**20
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
@@ -18,3 +22,16 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 2**25)
         mallopt(_TRIM_THRESHOLD, 2**28)
+
+
+def usage() -> dict[str, Any]:
+    """What this process has used so far: peak memory of process and GPU in MiB, and the GPU's name."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found: dict[str, Any] = {"peak_mib": peak // (_MIB if sys.platform == "darwin" else 1024)}
+    torch = sys.modules.get("torch")  # never imported for this
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found |= {
+            "gpu": torch.cuda.get_device_name(),
+            "peak_gpu_mib": torch.cuda.max_memory_allocated() // _MIB,
+        }
+    return found

@@ -20,6 +20,7 @@ import numpy as np
 from src.core.artifacts import now, save_npy, write_json, write_manifest
 from src.core.errors import UserError
 from src.core.git_info import git_info
+from src.core.memory import usage
 from src.core.metrics import CONVENTIONS, Ranks
 from src.core.paths import result_root
 from src.core.runs import TIMES, completed_run, find_runs, this_process
@@ -91,6 +92,8 @@ class Run:
         write_json(run.dir / "git_info.json", git_info())
         run.status("running")
         _point_latest_at(run.dir)
+        if link := os.environ.get("ANYO_RUN_LINK"):  # a table of experiments names its runs by row
+            point(Path(link), run.dir)
         return run
 
     def status(self, state: str, reason: str | None = None) -> None:
@@ -108,7 +111,7 @@ class Run:
             "reason": reason,
             "fingerprint": self.fingerprint,
         }
-        fields |= {"seed": self.seed, "started_at": self.started_at, "updated_at": now()}
+        fields |= {"seed": self.seed, "started_at": self.started_at, "updated_at": now(), "usage": usage()}
         write_json(self.dir / "status.json", {**fields, **this_process()})
 
     def scalar(self, tag: str, value: float, step: int) -> None:
@@ -203,10 +206,16 @@ def _point_latest_at(folder: Path | None, of: Path | None = None) -> None:
     elif folder.parent == link.parent and (
         link.is_symlink() or not link.exists()
     ):  # what the user made stays
-        spare = link.with_name(f".latest.tmp{os.getpid()}")
-        with suppress(OSError):  # some file systems have no links; the run does not depend on it
-            spare.symlink_to(folder.name)
-            os.replace(spare, link)
+        point(link, folder)
+
+
+def point(link: Path, folder: Path) -> None:
+    """Make `link` a relative link to `folder`, or move it there."""
+    spare = link.with_name(f".{link.name}.tmp{os.getpid()}")
+    with suppress(OSError):  # some file systems have no links; no result depends on one
+        link.parent.mkdir(parents=True, exist_ok=True)
+        spare.symlink_to(os.path.relpath(folder, link.parent))
+        os.replace(spare, link)
 
 
 class Stopwatch:

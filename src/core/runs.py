@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class RunRecord:
         state: one of STATES; a run whose process is gone is `interrupted`, whatever it wrote last.
         reason: of a failure or an interruption.
         seed: of the model that was trained; None where the run had none.
+        usage: `core.memory.usage` of its process at the last status; empty where it is not known.
         started_at, updated_at: ISO 8601 with the zone; "" where they are not known.
     """
 
@@ -57,6 +58,7 @@ class RunRecord:
     seed: int | None
     started_at: str
     updated_at: str
+    usage: Mapping[str, Any] = field(compare=False)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -182,6 +184,7 @@ def read_run(folder: Path) -> RunRecord:
         seed if type(seed) is int else None,
         str(fields.get("started_at") or ""),
         str(fields.get("updated_at") or ""),
+        fields["usage"] if isinstance(fields.get("usage"), dict) else {},
     )
 
 

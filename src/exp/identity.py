@@ -27,6 +27,11 @@ def identity_of(stage: str, settings: Settings, config: Mapping[str, Any]) -> tu
         return settings.baseline_fp, settings.seed
     if stage == "distill":
         return settings.distill_fp, settings.seed
+    if stage != "eval_all":  # a part of stages (src/exp/parts.py), whose artifact has its own fingerprint
+        return (
+            fingerprint([stage, settings.dataset_fp if stage == "dataset" else settings.teacher_fp]),
+            settings.teacher.seed,
+        )
     runs = [[r.folder.name, r.fingerprint] for r in find_runs(state="completed") if r.stage != "eval_all"]
     asked = {k: v for k, v in config.items() if k not in _NO_RESULT}
     return fingerprint({"config": asked, "inputs": settings.distill_fp, "runs": runs}), settings.seed

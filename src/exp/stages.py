@@ -24,6 +24,7 @@ from src.core.runs import find_runs
 from src.core.teacher_store import TeacherStore
 from src.distill.trainer_distill import train_distilled
 from src.exp import compare, page, report
+from src.exp.parts import PARTS
 from src.exp.results import record, record_choices, record_student, store_note, store_ranks
 from src.exp.select import selection_for
 from src.exp.settings import Settings
@@ -31,8 +32,6 @@ from src.student.trainer_baseline import train_student
 from src.teacher.config import wants_overfit
 from src.teacher.export import fill_store, refuse_other_weights
 from src.teacher.factory import build_teacher
-from src.teacher.llm_loading import check_llms
-from src.teacher.overfit import overfit
 from src.teacher.quality import ensure_quality
 
 log = get_logger(__name__)
@@ -40,6 +39,9 @@ log = get_logger(__name__)
 
 def run_teacher(settings: Settings, run: Run) -> float | None:
     """Train the teacher, rank the samples, write the store, and record how good its rankings are."""
+    from src.teacher.llm_loading import check_llms  # these cost seconds, which no student's process needs
+    from src.teacher.overfit import overfit
+
     config = settings.teacher
     check_llms(config)  # before anything is trained
     if wants_overfit(config):  # a debug help: the run keeps no fingerprint and is nobody's result
@@ -191,4 +193,5 @@ WORK: dict[str, Callable[[Settings, Run], float | None]] = {
     "student_baseline": run_student_baseline,
     "distill": run_distill,
     "eval_all": run_eval_all,
+    **PARTS,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,12 +124,8 @@ class IloraTeacher:
             run: TensorBoard of the encoder's training (not of a fold's: one curve per tag).
         """
         config, data = self.config, self.data
-        folder, self.llm_seconds = None, 0.0
-        if config.llm.tiny is not None:
-            with self._team().main_first():  # Hugging Face writes a model in the main process only
-                folder = tiny_llm_folder(
-                    config.llm.tiny, config.prompt, data, config.seed, self.accelerator.device, self.subset
-                )
+        folder, self.llm_seconds = self.embedded_llm(), 0.0
+        if folder is not None:
             made = read_json(folder / MANIFEST)
             self.llm_seconds = number_in(made, "train_seconds", folder, f"delete {folder}")
         llm = load_llm(config.llm, folder)
@@ -149,6 +146,17 @@ class IloraTeacher:
         check_reading(self.model)
         if config.llm.compile:
             compile_blocks(self.model.llm, self.model.gates)
+
+    def embedded_llm(self) -> Path | None:
+        """The folder of the embedded LLM, made now if it is not there; None with another LLM."""
+        config, team = self.config, self._team()
+        if config.llm.tiny is None:
+            return None
+        with team.main_first():  # Hugging Face writes a model in the main process only
+            device = self._accelerator().device
+            return tiny_llm_folder(
+                config.llm.tiny, config.prompt, self.data, config.seed, device, self.subset
+            )
 
     def given(self) -> dict[str, Any]:
         """Weights that it starts from and no fingerprint holds: a checkpoint goes on with the same only."""
