@@ -227,7 +227,7 @@ def tabulate(
             row |= {"seeds": len(group), **compared([line])}
             for source in (*line.partners.values(), run):
                 row |= source.times
-            row |= run.usage | {"commit": line.commit, "folder": str(run.folder)}
+            row |= {**run.usage, "commit": line.commit, "folder": str(run.folder)}
         rows.append(row | {"note": line.note})
     for group in groups.values():
         if (run := group[0].run) is not None:

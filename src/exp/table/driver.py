@@ -16,7 +16,7 @@ from src.core.logging import get_logger
 from src.core.paths import resolve, result_root
 from src.core.run import point
 from src.core.runs import TIMES, RunRecord, find_runs
-from src.exp.duration import Sizes, export_bytes, sizes_of, student_bytes
+from src.exp.costs import Sizes, export_bytes, sizes_of, student_bytes
 from src.exp.summary import summarise_table
 from src.exp.table.engines import Outcome, engine_config, run_jobs
 from src.exp.table.plan import Job, Plan, make_plan
@@ -65,8 +65,8 @@ def _finish(table: Table, progress: Progress) -> int:
     """Links, summary, and the list of what failed."""
     plan = make_plan(table.rows)
     for row, targets in plan.targets.items():
-        for job in set(targets) & plan.done.keys():
-            point(progress.folder / row / plan.nodes[job].job.stage, plan.done[job])
+        for name in set(targets) & plan.done.keys():
+            point(progress.folder / row / plan.nodes[name].job.stage, plan.done[name])
     failed = [o for o in progress.ended.values() if o.state != "completed"]
     reasons = {row: f"{o.id} {o.state}: {o.reason}" for o in failed for row in progress.jobs[o.id].rows}
     log.info("summary: %s", summarise_table(table, plan, reasons))

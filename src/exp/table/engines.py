@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -195,7 +196,7 @@ def _ray(jobs: Sequence[Job], config: EngineConfig, folder: Path) -> Iterator[Ou
         memory = config.object_store_mb * 2**20
         options |= {"num_cpus": config.cpus, "include_dashboard": False, "object_store_memory": memory}
     try:
-        ray.init(address=config.address or "local", logging_level="ERROR", **options)
+        ray.init(address=config.address or "local", logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise UserError(f"Ray did not start: {e}", "a running cluster", "engine.address") from None
     try:

@@ -126,7 +126,7 @@ def _composed(rows: Sequence[Row]) -> list[tuple[Row, Settings]]:
 def _nodes(settings: Settings, stage: str, shared: dict[tuple[int, ...], list[Node]]) -> Iterator[Node]:
     """Everything that a row needs, each after what it needs itself; the stage that it asks for last."""
     if stage == "eval_all":
-        before = []
+        before: list[Node] = []
         for seed in settings.compare.seeds or (settings.seed,):
             before += _nodes(settings.with_seed(seed), "distill", shared)
         yield from before
@@ -149,12 +149,15 @@ def _nodes(settings: Settings, stage: str, shared: dict[tuple[int, ...], list[No
     if stage != "teacher":
         yield _node(settings, "student_baseline", settings.baseline_fp, needs[:1])
     if stage == "distill":
+        if settings.selects("distill") and "student" in settings.selection_sources:  # asks the baseline
+            needs.append(f"student_baseline-{settings.baseline_fp}")
         yield _node(settings, "distill", settings.distill_fp, needs)
 
 
 def _teacher_nodes(settings: Settings, data: str) -> Iterator[Node]:
     """Encoder, embedded LLM and training of each member; the store last, whose job also trains folds."""
     ready: list[str] = []
+    selected = settings.selects("teacher_train")  # the teacher's own job selects, then trains
 
     def part(stage: str, fp: str, needs: Sequence[str], folder: str) -> Node:
         return _node(settings, stage, fp, needs, model_dir(settings.dataset.name, folder, fp))
@@ -169,7 +172,7 @@ def _teacher_nodes(settings: Settings, data: str) -> Iterator[Node]:
             made.append(part("llm", fp, [data], "tiny_llm"))
         yield from made
         needs = [node.job.id for node in made] or [data]
-        if isinstance(member, IloraConfig) and member.train.samples != 0:
+        if isinstance(member, IloraConfig) and member.train.samples != 0 and not selected:
             fp = model_fingerprint(member, settings.dataset_fp)
             yield part("training", fp, needs, "teacher")
             needs = [f"training-{fp}"]
