@@ -188,6 +188,8 @@ def _process(argv: Sequence[str], label: str, environment: Mapping[str, str]) ->
 def _ray(jobs: Sequence[Job], config: EngineConfig, folder: Path) -> Iterator[Outcome]:
     """Every job a Ray task that waits for the tasks it needs; Ray places them and sets CUDA_VISIBLE_DEVICES."""
     os.environ |= {"RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray would kill a worker's processes with SIGKILL; they get SIGTERM from the kernel (_WITH_PARENT) and save.
+    os.environ["RAY_kill_child_processes_on_worker_exit"] = "false"
     import ray
 
     names = {k: v for k, v in os.environ.items() if k.startswith(_FOR_JOBS)}
