@@ -189,7 +189,7 @@ def _ray(jobs: Sequence[Job], config: EngineConfig, folder: Path) -> Iterator[Ou
     """Every job a Ray task that waits for the tasks it needs; Ray places them and sets CUDA_VISIBLE_DEVICES."""
     os.environ |= {"RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     # Ray would kill a worker's processes with SIGKILL; they get SIGTERM from the kernel (_WITH_PARENT) and save.
-    os.environ["RAY_kill_child_processes_on_worker_exit"] = "false"
+    os.environ |= {"RAY_kill_child_processes_on_worker_exit": "false"}
     import ray
 
     names = {k: v for k, v in os.environ.items() if k.startswith(_FOR_JOBS)}
