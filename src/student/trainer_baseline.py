@@ -7,6 +7,7 @@ far). A run that was stopped in the middle of an epoch repeats that epoch, with 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from src.student.objective import BaselineObjective, Objective
 # (epoch, objective, [n] mean losses of the last epoch's samples, in the selection's order; None before
 # the first epoch) -> the samples of this epoch, or None to go on with the last ones.
 Refresh = Callable[[int, Objective, np.ndarray | None], Selection | None]
+_LINE_EVERY = 10  # epochs between two lines of the log; TensorBoard has all
 log = get_logger(__name__)
 
 
@@ -242,7 +244,9 @@ def _restore(
 
 def _report(done: FitState, config: StudentConfig, metric: str, run: Run | None) -> None:
     entry = done.history[-1]
-    log.info(
+    reported = done.epoch <= 2 or done.epoch % _LINE_EVERY == 0 or done.finished
+    log.log(
+        logging.INFO if reported else logging.DEBUG,
         "epoch %d/%d: loss %.4f, valid %s %.4f (best %.4f at %d), %.0f samples/s",
         done.epoch,
         config.max_epochs,
