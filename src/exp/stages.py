@@ -54,14 +54,17 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
         None if (selection := selection_for(place, settings, data)) is None else selection.sample_ids
         for place in ("export", "teacher_train")
     )
-    store, reused = fill_store(config, data, settings.teacher_dir, run, exported, tuned)
+    # For the candidates; of a cross-fitted teacher it would lie in memory beside those of the folds.
+    teacher = build_teacher(config, data, tuned_ids=tuned) if candidates and config.folds == 1 else None
+    store, reused = fill_store(config, data, settings.teacher_dir, run, exported, tuned, teacher)
     if run.main and store.splits:
         known, encoder = store.in_sample_ids(), config.encoder
         quality = ensure_quality(store, data, known, config.export, config.seed, encoder)
         log.info("quality of the teacher's rankings: %s/quality.md", quality)
     if candidates is not None:
-        teacher = build_teacher(config, data, tuned_ids=tuned)
-        teacher.prepare(None)  # every process of a launch
+        if reused or teacher is None:
+            teacher = build_teacher(config, data, tuned_ids=tuned)
+            teacher.prepare(None)  # every process of a launch
         refuse_other_weights(store, teacher)
         if run.main:
             record_choices(run, data, candidates, teacher.choose(candidates))

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _SCORES_AT_ONCE = 8_000_000  # elements of a [B, N] block: 64 MB in float64
 
 
-class Filler:
-    """What the fillers share: batches, rankings and exact ranks. See `interfaces.Teacher`.
+class ClassicalTeacher:
+    """What the classical baselines share: batches, rankings and exact ranks. See `interfaces.Teacher`.
 
     Args:
         config: the teacher's settings.
@@ -100,7 +100,7 @@ class Filler:
 
     def exact_ranks(self, sample_ids: np.ndarray) -> Ranks:
         """Ranks of the targets over the whole catalogue, by the rule that students are measured with."""
-        import torch  # here: the plain fillers need it for nothing else, and it loads for seconds
+        import torch  # here: counting needs it for nothing else, and it loads for seconds
 
         from src.student.evaluator import ranks_from_scores
 
@@ -132,7 +132,7 @@ class Filler:
         return counts / counts.sum()
 
 
-class PopularityFiller(Filler):
+class PopularityTeacher(ClassicalTeacher):
     """Every history gets the items in order of their training counts."""
 
     config: PopularityConfig
@@ -152,7 +152,7 @@ class PopularityFiller(Filler):
         return np.log1p(counts).astype(np.float32)[:, None]
 
 
-class KnnFiller(Filler):
+class KnnTeacher(ClassicalTeacher):
     """Transition-kNN: `C[h, t] += decay^age` over training windows, `S = C / (pop_h pop_t)^damping`.
 
     A history scores `s_t = sum_h decay^age(h) S[h, t]` (age 0 is the newest item; pop counts training
@@ -203,7 +203,7 @@ class KnnFiller(Filler):
         return sp.csr_array((weight, (row, histories[row, column] - 1)), shape=shape)
 
 
-class MarkovFiller(Filler):
+class MarkovTeacher(ClassicalTeacher):
     """`p(t | newest item h) = (C[h, t] + smoothing * popularity_t) / (C[h] + smoothing)`.
 
     C counts the pairs of consecutive items that lie inside some training window, each once.
@@ -248,7 +248,7 @@ class MarkovFiller(Filler):
         return spectral_embeddings(sp.csr_array(rows @ self._counts), self.config.dim)
 
 
-class SasrecFiller(Filler):
+class SasrecTeacher(ClassicalTeacher):
     """A SASRec trained on the same samples: iLoRA's frozen encoder with the same settings is this model."""
 
     config: SasrecConfig

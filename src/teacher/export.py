@@ -66,12 +66,15 @@ def fill_store(
     run: Run | None,
     selected: np.ndarray | None = None,
     tuned: np.ndarray | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[TeacherStore, bool]:
     """The store at `folder`, and whether it was there already. Every process of a launch calls this.
 
     Args:
         selected: training samples that get a row (`active.use` with export); None: all.
         tuned: training samples that the LLM is trained on (`active.use` with teacher_train); None: all.
+        teacher: of these settings, not prepared, for a caller that goes on with it: unless the store was there, it is
+            prepared afterwards. With folds it stays in memory beside theirs.
 
     Raises:
         UserError: settings that do not fit the data, rows that break the contract, or a full disk; finished
@@ -81,7 +84,7 @@ def fill_store(
     with team.lock(folder):
         reused = team.agree(is_complete(folder))
         if not reused:
-            _Export(config, data, folder, run, team, tuned).make(selected)
+            _Export(config, data, folder, run, team, tuned).make(selected, teacher)
     store = TeacherStore(folder, data.fingerprint)
     if reused:
         if team.main:
@@ -127,7 +130,7 @@ class _Export:
     def _is_written(self, piece: str, samples: np.ndarray) -> bool:
         return self.writer.missing(piece, samples) == 0
 
-    def make(self, selected: np.ndarray | None) -> None:
+    def make(self, selected: np.ndarray | None, teacher: Teacher | None) -> None:
         ids = export_ids(self.export, self.config.seed, self.data, selected)
         pieces: dict[str, dict[str, np.ndarray]] = {split: {split: i} for split, i in ids.items()}
         held_out: dict[str, np.ndarray] = {}
@@ -138,7 +141,7 @@ class _Export:
             pieces["train"] = {name: part for name, part in wanted.items() if len(part)}
         self.todo = sum(map(len, ids.values()))
 
-        teacher = build_teacher(self.config, self.data, tuned_ids=self.tuned)
+        teacher = teacher or build_teacher(self.config, self.data, tuned_ids=self.tuned)
         trained = dict(teacher.prepare(self.run))
         # The writer comes after the teacher: only now the kind of its scores is sure.
         self.writer = StoreWriter(self.folder, self.data.n_items, teacher.score_kind, self.export.shard_size)

@@ -15,7 +15,7 @@ from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.run import Stopwatch
 from src.core.seed import numpy_stream
-from src.teacher.classical import Filler
+from src.teacher.classical import ClassicalTeacher
 from src.teacher.config import FusedConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _FIT_VALUES = 2**27  # scores of all members held while the weights are fitted: 
 log = get_logger(__name__)
 
 
-class FusedTeacher(Filler):
+class FusedTeacher(ClassicalTeacher):
     """log p(i|u) = log softmax_i sum_m w_m log p_m(i|u), a log-linear pool of members that score the catalogue.
 
     The weights are few and fitted on validation samples, which no member learned from: fitted on training

@@ -324,7 +324,7 @@ class IloraTeacher:
         return Accelerator(cpu=train.device == "cpu", mixed_precision=train.precision)
 
     def _check_encoder(self, learned_with: str | None) -> None:
-        """Raises UserError where the encoder was trained again since; teachers of before do not say."""
+        """Raises UserError where the encoder was trained again since."""
         if learned_with not in (None, self.encoder.weights):
             raise UserError(
                 f"{self.folder} was trained with an encoder of the weights {learned_with}",

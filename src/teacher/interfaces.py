@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """One small protocol for iLoRA and for the plain fillers of the same store.
+    """One small protocol for iLoRA, the text teachers and the classical baselines.
 
     Attributes:
         name: folder name below `data/teacher_outputs/<dataset>/`.

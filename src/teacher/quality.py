@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from src.core.artifacts import (
     MANIFEST,
@@ -25,17 +26,20 @@ from src.core.artifacts import (
     write_text,
 )
 from src.core.data_utils import InteractionData
-from src.core.errors import UserError
+from src.core.errors import ConfigError, UserError
 from src.core.logging import get_logger
 from src.core.metrics import ranking_metrics, ranks_in_lists, shortest_list
+from src.core.paths import CONF
 from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.student.config import StudentConfig
 from src.teacher.config import ExportConfig, PopularityConfig, SasrecConfig
+from src.teacher.factory import build_teacher, build_teacher_config
 from src.teacher.interfaces import Teacher
 from src.teacher.quality_report import KS, markdown, plot
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_COUNTS = (0, 1, 5, 20)  # where slices by the target's training count begin
 _FLOOR = 1e-8  # as in the confidence weights of `distill`
 log = get_logger(__name__)
 
@@ -43,13 +47,11 @@ log = get_logger(__name__)
 def references(
     data: InteractionData, export: ExportConfig, seed: int, encoder: StudentConfig | None
 ) -> dict[str, Teacher]:
-    """SASRec (where its settings are known) and popularity, prepared, both trained on the training split.
+    """SASRec (where its settings are known), popularity and (where titles share words) TF-IDF, prepared.
 
-    SASRec with the settings and the seed of an iLoRA teacher's encoder is that encoder: nothing is
-    trained again.
+    All learned from the training split. SASRec with the settings and the seed of an iLoRA teacher's encoder is that
+    encoder: nothing is trained again. TF-IDF is what the words of the titles alone know: a language model has to beat it.
     """
-    from src.teacher.factory import build_teacher
-
     made: dict[str, Teacher] = {}
     if encoder is not None:
         made["sasrec"] = build_teacher(
@@ -59,8 +61,19 @@ def references(
     made["popularity"] = build_teacher(
         PopularityConfig(name="popularity", kind="popularity", seed=seed, export=export), data
     )
-    for teacher in made.values():
-        teacher.prepare(None)
+    problems: list[str] = []
+    shipped = OmegaConf.to_container(OmegaConf.load(CONF / "teacher" / "tfidf.yaml"))
+    if (words := build_teacher_config(shipped, "teacher", problems)) is None:  # type: ignore[arg-type]
+        raise ConfigError(problems)
+    made["tfidf"] = build_teacher(words, data)
+    for name in list(made):
+        try:
+            made[name].prepare(None)
+        except UserError as e:
+            if name != "tfidf":
+                raise
+            log.info("no rival from words: %s", e)  # titles that are ids, or share no word
+            del made[name]
     return made
 
 
@@ -146,6 +159,7 @@ def _figures(rows: TeacherRows, data: InteractionData, sasrec: TeacherRows | Non
         "history_ranked": ranking_metrics(ranked, KS, k),
         "history_excluded": ranking_metrics(excluded, KS, shortest_list(rows.rankings, histories)),
         "contains_target": float((ranked <= k).mean()),
+        "by_popularity": _by_popularity(ranked, data.train_counts()[targets], k),
         "mean_target_score": float(rows.target_scores.astype(np.float64).mean()),
     }
     if sasrec is not None:
@@ -154,6 +168,18 @@ def _figures(rows: TeacherRows, data: InteractionData, sasrec: TeacherRows | Non
             f"@{n}": overlap(rows.rankings[:, :n], sasrec.rankings[:, :n]) for n in lengths
         }
     return figures
+
+
+def _by_popularity(ranked: np.ndarray, counts: np.ndarray, k: int) -> dict[str, dict[str, float]]:
+    """NDCG@20 (or of the whole list where it is shorter) by how often the target is a training target."""
+    at, out = min(20, k), {}
+    for low, high in zip(_COUNTS, (*_COUNTS[1:], None), strict=True):
+        chosen = (counts >= low) & (True if high is None else counts < high)
+        name = f"{low}+" if high is None else str(low) if high == low + 1 else f"{low}–{high - 1}"
+        if chosen.any():
+            value = ranking_metrics(ranked[chosen], (at,), k)[f"NDCG@{at}"]
+            out[name] = {"n": int(chosen.sum()), f"NDCG@{at}": value}
+    return out
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -209,9 +235,11 @@ def ensure_quality(
     """
     folder = quality_folder(store.folder)
     with lock(folder, log.info):
-        if is_complete(folder) and read_object(folder / MANIFEST).get("store_files") != _files(store):
-            log.info("%s is about rows that were exported anew: it is written again", folder)
-            shutil.rmtree(folder)
+        if is_complete(folder):
+            written = read_object(folder / MANIFEST)
+            if (written.get("format_version"), written.get("store_files")) != (FORMAT_VERSION, _files(store)):
+                log.info("%s is of an earlier form or about other rows: it is written again", folder)
+                shutil.rmtree(folder)
         if not is_complete(folder):
             others = references(data, export, seed, encoder)
             sizes = {"confidence_k": min(confidence_k, store.top_k), "max_rows": max_rows}

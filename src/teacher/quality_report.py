@@ -18,12 +18,13 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"# Teacher {report['teacher']} on {report['dataset']}",
         "",
         f"Store `{report['store']}`, {k} items per ranking, scores are {report['score_kind']}; "
-        f"{report['trained_on']} training samples are in sample for the teacher. Every model is cut to lists of {k}; sasrec and popularity "
+        f"{report['trained_on']} training samples are in sample for the teacher. Every model is cut to lists of {k}; the others "
         "learned from the whole training split, so all of `train` is in sample for them. NDCG and HitRatio rank "
         "history items like all others; `excl.` leaves them out.",
     ]
     for name, group in report["groups"].items():
         lines += ["", f"## {name}: {group['n']} samples" + _drawn(group), "", *_table(group, k), ""]
+        lines += [*_popularity_table(group), ""]
         lines.append(_summary(report["teacher"], group, report["confidence_k"]))
     return "\n".join(lines) + "\n"
 
@@ -48,6 +49,18 @@ def _table(group: Mapping[str, Any], top_k: int) -> list[str]:
             *(f["overlap_with_sasrec"][n] for n in overlaps),
         ]
         rows.append([model, *("–" if c is None else f"{c:.4f}" for c in cells)])
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def _popularity_table(group: Mapping[str, Any]) -> list[str]:
+    """How well targets are ranked that are rare in training, and those that never occur there."""
+    slices = next(iter(group["models"].values()))["by_popularity"]
+    metric = next(name for name in next(iter(slices.values())) if name != "n")
+    head = [f"{metric} by training count of the target", *(f"{s} (n {v['n']})" for s, v in slices.items())]
+    rows = [
+        [model, *(f"{v[metric]:.4f}" for v in f["by_popularity"].values())]
+        for model, f in group["models"].items()
+    ]
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
 
 

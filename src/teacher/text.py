@@ -21,7 +21,7 @@ from src.core.errors import UserError
 from src.core.geometry import geometry, principal_directions
 from src.core.logging import get_logger
 from src.core.run import Stopwatch
-from src.teacher.classical import Filler, truncated_svd
+from src.teacher.classical import ClassicalTeacher, truncated_svd
 from src.teacher.config import TextConfig, TfidfConfig
 from src.teacher.kept_states import kept_states
 
@@ -32,7 +32,7 @@ _ONE_DIRECTION = 0.99  # share of the variance beyond which all titles have the 
 log = get_logger(__name__)
 
 
-class SimilarityTeacher(Filler):
+class SimilarityTeacher(ClassicalTeacher):
     """Ranks by similarity of title vectors to the history's; subclasses give the vectors."""
 
     config: TfidfConfig | TextConfig

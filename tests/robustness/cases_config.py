@@ -165,7 +165,10 @@ COMMANDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("teacher=sasrec", "teacher.encoder.negatives=9"), "teacher.encoder.negatives: found 9, not read with"),
     (("teacher=fused", "teacher.members.knn.export.top_k=9"), "a member that has no store of its own"),
     (("teacher=fused", "teacher.members.sasrec.folds=2"), "teacher.members.sasrec.folds: found 2, not read"),
-    (("teacher=fused", "teacher.embeddings=ilroa"), "embeddings: found ilroa, expected one of ilora"),
+    (
+        ("teacher=fused", "teacher.embeddings=[ilroa]"),
+        "embeddings: found ['ilroa'], expected one or more of ilora",
+    ),
     (("student=gru4rec", "student.heads=4"), "student.heads: found 4, not read with architecture=gru4rec"),
     (("student=caser", "student.blocks=2"), "student.blocks: found 2, not read with architecture=caser"),
     (("student.negatives=64",), "student.negatives: found 64, not read with base_loss=ce, expected"),

@@ -12,7 +12,7 @@ from src.core.candidates import CandidateConfig, CandidateSet, load_candidates
 from src.core.errors import UserError
 from src.teacher import candidate_eval
 from src.teacher.candidate_eval import by_item_scores, by_language, greedy, stop_tokens
-from src.teacher.classical import KnnFiller
+from src.teacher.classical import KnnTeacher
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.matching import match_title
 from src.teacher.prompts import collate
@@ -241,7 +241,7 @@ def test_a_teacher_without_lists_is_asked_without_one(trained, candidates):
 def test_a_plain_teacher_is_asked_for_its_scores(demo_data, candidates):
     from tests.teacher.conftest import compose_teacher
 
-    knn = KnnFiller(compose_teacher("teacher=knn"), demo_data)
+    knn = KnnTeacher(compose_teacher("teacher=knn"), demo_data)
     knn.prepare(None)
     hits = knn.choose(candidates)["scores"].hits
     scores = knn.score_all(candidates.sample_ids)

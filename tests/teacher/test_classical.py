@@ -15,7 +15,7 @@ from src.core.data_utils import InteractionData, load_dataset
 from src.core.errors import UserError
 from src.core.metrics import MISSED, ranking_metrics, ranks_in_lists
 from src.core.store_writer import StoreWriter
-from src.teacher.classical import Filler, spectral_embeddings, top_k
+from src.teacher.classical import ClassicalTeacher, spectral_embeddings, top_k
 from src.teacher.config import TeacherConfig, encoder_fingerprint
 from src.teacher.factory import build_teacher, build_teacher_config
 from src.teacher.interfaces import Teacher
@@ -49,10 +49,12 @@ def settings_of(kind: str, *overrides: str) -> TeacherConfig:
     return config
 
 
-def build(kind: str, data: InteractionData, train_ids: np.ndarray | None = None, *overrides: str) -> Filler:
+def build(
+    kind: str, data: InteractionData, train_ids: np.ndarray | None = None, *overrides: str
+) -> ClassicalTeacher:
     """A prepared teacher of these settings."""
     filler = build_teacher(settings_of(kind, *overrides), data, train_ids)
-    assert isinstance(filler, Filler)
+    assert isinstance(filler, ClassicalTeacher)
     filler.prepare(None)
     return filler
 
@@ -150,7 +152,7 @@ class TestAgainstLoops:
 
 
 @pytest.fixture(scope="module", params=["popularity", "knn", "markov", "sasrec"])
-def filler(request, demo_data: InteractionData, tmp_path_factory) -> Filler:
+def filler(request, demo_data: InteractionData, tmp_path_factory) -> ClassicalTeacher:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYO_DATA_ROOT", str(tmp_path_factory.mktemp("models")))
         fast = (
@@ -160,14 +162,14 @@ def filler(request, demo_data: InteractionData, tmp_path_factory) -> Filler:
 
 
 class TestProtocol:
-    def test_is_a_teacher(self, filler: Filler, demo_data: InteractionData):
+    def test_is_a_teacher(self, filler: ClassicalTeacher, demo_data: InteractionData):
         assert isinstance(filler, Teacher)
         one_out = filler.name in ("knn", "markov")
         np.testing.assert_array_equal(
             filler.train_sample_ids(), demo_data.splits["train"][: 0 if one_out else None]
         )
 
-    def test_scores_are_log_probabilities(self, filler: Filler, demo_data: InteractionData):
+    def test_scores_are_log_probabilities(self, filler: ClassicalTeacher, demo_data: InteractionData):
         scores = filler.score_all(demo_data.splits["test"])
         assert scores.dtype == np.float32 and scores.shape == (
             len(demo_data.splits["test"]),
@@ -175,7 +177,7 @@ class TestProtocol:
         )
         np.testing.assert_allclose(np.exp(scores.astype(np.float64)).sum(axis=1), 1.0, rtol=1e-5)
 
-    def test_rows_are_the_sorted_scores(self, filler: Filler, demo_data: InteractionData):
+    def test_rows_are_the_sorted_scores(self, filler: ClassicalTeacher, demo_data: InteractionData):
         ids = demo_data.splits["valid"]
         rows = filler.rank("valid", ids, 10)
         rows.check(demo_data.n_items, filler.score_kind, "rows")
@@ -186,7 +188,9 @@ class TestProtocol:
             np.testing.assert_array_equal(rows.scores[i], scores[i, by_hand])
             assert rows.target_scores[i] == scores[i, demo_data.targets(ids)[i] - 1]
 
-    def test_a_sample_does_not_depend_on_its_batch(self, filler: Filler, demo_data: InteractionData):
+    def test_a_sample_does_not_depend_on_its_batch(
+        self, filler: ClassicalTeacher, demo_data: InteractionData
+    ):
         ids = demo_data.splits["valid"][:40]
         together, shuffled = filler.rank("valid", ids, 10), np.random.default_rng(0).permutation(40)
         apart = filler.rank("valid", ids[shuffled], 10)
@@ -195,7 +199,7 @@ class TestProtocol:
         np.testing.assert_array_equal(single.rankings[0], together.rankings[3])
         np.testing.assert_allclose(single.scores[0], together.scores[3], atol=1e-5)
 
-    def test_exact_ranks_agree_with_the_full_list(self, filler: Filler, demo_data: InteractionData):
+    def test_exact_ranks_agree_with_the_full_list(self, filler: ClassicalTeacher, demo_data: InteractionData):
         ids, targets = demo_data.splits["test"], demo_data.targets(demo_data.splits["test"])
         exact = filler.exact_ranks(ids)
         rows = filler.rank("test", ids, demo_data.n_items)
@@ -205,14 +209,14 @@ class TestProtocol:
         own = (demo_data.histories(ids) == targets[:, None]).any(axis=1)
         assert ((exact.history_excluded == MISSED) == own).all()
 
-    def test_embeddings(self, filler: Filler, demo_data: InteractionData):
+    def test_embeddings(self, filler: ClassicalTeacher, demo_data: InteractionData):
         table = filler.item_embeddings()
         assert table.dtype == np.float32 and table.shape[0] == demo_data.n_items + 1
         assert not table[0].any() and table[1:].any() and np.isfinite(table).all()
         np.testing.assert_array_equal(table, filler.item_embeddings())
 
     def test_fills_a_store_twice_with_the_same_bytes(
-        self, filler: Filler, demo_data: InteractionData, tmp_path: Path
+        self, filler: ClassicalTeacher, demo_data: InteractionData, tmp_path: Path
     ):
         ids = {split: demo_data.splits[split] for split in ("train", "valid")}
         stores = []

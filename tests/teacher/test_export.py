@@ -25,7 +25,7 @@ from src.core.errors import Interrupted, UserError
 from src.core.paths import ROOT
 from src.core.teacher_store import TeacherRows, TeacherStore
 from src.teacher import export as export_module
-from src.teacher.classical import Filler
+from src.teacher.classical import ClassicalTeacher
 from src.teacher.config import TeacherConfig, encoder_fingerprint
 from src.teacher.export import export_ids, fill_store
 from src.teacher.factory import build_teacher
@@ -151,8 +151,8 @@ def test_shards_of_other_weights_are_not_mixed(kind, trained, own_models, demo_d
         elif kind == "sasrec":
             train_again(own_models / "sasrec_encoder" / encoder_of(config, demo_data), "model.safetensors")
         else:  # a kNN of another version, say
-            popularity = Filler._popularity
-            patch.setattr(Filler, "_popularity", lambda self: popularity(self) * 1.001)
+            popularity = ClassicalTeacher._popularity
+            patch.setattr(ClassicalTeacher, "_popularity", lambda self: popularity(self) * 1.001)
         with pytest.raises(
             UserError, match=r"weights \w{12}; expected \w{12}, those of .*delete .*fp.partial"
         ):

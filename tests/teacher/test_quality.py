@@ -23,6 +23,7 @@ from src.teacher import quality
 from src.teacher.config import ExportConfig, KnnConfig, SasrecConfig
 from src.teacher.factory import build_teacher
 from src.teacher.quality import (
+    _by_popularity,
     confidence_entropy,
     ensure_quality,
     overlap,
@@ -188,8 +189,10 @@ def test_a_store_exported_anew_gets_a_report_of_its_own(tmp_path: Path, monkeypa
 
 def test_markdown_says_what_the_numbers_are(report: dict):
     text = markdown(report)
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {tables[0].count("|")}, "every row as wide as its head"
+    blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
+    for table in blocks:
+        assert {line.count("|") for line in table} == {table[0].count("|")}, "every row as wide as its head"
+    assert len(blocks) == 2 * len(report["groups"]) and "by training count of the target" in text
     assert "## train, in sample: 2 samples\n" in text
     assert "NDCG@1 of stub is" not in text, "nothing is divided by a zero"
     drawn = {**report["groups"]["test, out of sample"], "of": 77}
@@ -224,7 +227,7 @@ def test_of_a_real_teacher(demo_data: InteractionData, roots: Path):
     report = json.loads((folder / "quality.json").read_text())
     assert set(report["groups"]) == {"train, in sample", "valid, out of sample", "test, out of sample"}
     for group in report["groups"].values():
-        assert list(group["models"]) == ["knn", "sasrec", "popularity"]
+        assert list(group["models"]) == ["knn", "sasrec", "popularity", "tfidf"]
     ndcg = {n: g["models"]["knn"]["history_ranked"]["NDCG@10"] for n, g in report["groups"].items()}
     assert ndcg["train, in sample"] > ndcg["test, out of sample"], "a co-occurrence model knows its own rows"
     written = (folder / "quality.json").stat().st_mtime_ns
@@ -237,3 +240,12 @@ def encoder() -> StudentConfig:
     small = [f"teacher.encoder.{o}" for o in ("max_epochs=2", "width=8", "heads=1", "device=cpu")]
     values = composed("teacher", "teacher=sasrec", "seed=1", *small)
     return build_or_raise(SasrecConfig, values, "teacher").encoder
+
+
+def test_slices_by_the_targets_training_count():
+    ranked, counts = np.array([1, 3, 2, 50, 1]), np.array([0, 1, 4, 5, 20])
+    found = _by_popularity(ranked, counts, 100)
+    assert {name: s["n"] for name, s in found.items()} == {"0": 1, "1–4": 2, "5–19": 1, "20+": 1}
+    assert found["1–4"]["NDCG@20"] == pytest.approx((1 / math.log2(4) + 1 / math.log2(3)) / 2)
+    assert found["0"]["NDCG@20"] == 1.0 and found["5–19"]["NDCG@20"] == 0.0
+    assert list(_by_popularity(ranked[1:2], counts[1:2], 7)) == ["1–4"]  # empty slices are not shown
