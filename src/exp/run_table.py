@@ -2,7 +2,7 @@
 
 TABLE is a CSV or YAML file (conf/table/example.csv, docs/specification/07_experiment_tables.md). Options:
   dry_run=true            say what would be run, and stop
-  engine=serial|ray       where jobs run; engine.KEY=VALUE changes a value of conf/engine/*.yaml
+  engine=serial|ray       where jobs run; engine.KEY=VALUE changes a value of conf/engine.yaml
   vars.NAME=VALUE         a variable of a YAML table
 Everything else is a Hydra override for every row. The same command again goes on where it stopped.
 """

@@ -7,42 +7,46 @@ shows what else each had. Only validation is read: a test figure has no place in
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from pathlib import Path
 
 import pandas as pd
-import yaml
 
-from src.core.artifacts import read_object
+from src.core.errors import UserError
 from src.core.paths import result_root
+from src.core.runs import RunRecord, find_runs
 
-_SHARED = ("skip_if_done=", "dry_run=")  # say nothing about what a run computes
+_NO_RESULT = ("seed", "skip_if_done", "dry_run", "plan", "compare")  # parts of a configuration
 
 
 def find_trials(stage: str, wanted: list[str], metric: str) -> pd.DataFrame:
     """One line per trial, best first: its further overrides, seeds, mean validation metric and seconds.
 
-    Runs that differ in `seed` alone are one trial.
+    Runs whose saved configurations differ in `seed` alone are one trial; damaged or foreign folders are none.
+
+    Raises:
+        UserError: a run's validation has no such metric.
     """
     lines = []
-    for status in sorted(result_root().glob("*/status.json")):
-        fields = read_object(status)
-        if (fields["state"], fields["stage"]) != ("completed", stage):
-            continue
-        overrides = yaml.safe_load((status.parent / ".hydra" / "overrides.yaml").read_text())
-        if not set(wanted) <= set(overrides) or any(o.startswith("distill.control=") for o in overrides):
+    for run in find_runs(stage=stage, state="completed"):
+        if not set(wanted) <= set(run.overrides) or run.setting("distill.control", "none") != "none":
             continue  # another sweep, or a study's control, which is nobody's candidate
-        rest = [o for o in overrides if o not in wanted and not o.startswith((*_SHARED, "seed="))]
-        metrics = read_object(status.parent / "metrics" / "metrics.json")
-        times = read_object(status.parent / "metrics" / "time.json")
-        seconds = max(v for k, v in times.items() if k.endswith("_time"))
-        lines.append((" ".join(sorted(rest)) or "(as shipped)", fields["fingerprint"], metrics, seconds))
-    table = pd.DataFrame(
-        [(name, fp, m["seed"], m["valid"][metric], seconds) for name, fp, m, seconds in lines],
-        columns=["overrides", "fingerprint", "seed", metric, "seconds"],
-    ).drop_duplicates("fingerprint")
-    grouped = table.groupby("overrides").agg({"seed": "count", metric: "mean", "seconds": "mean"})
-    return grouped.rename(columns={"seed": "seeds"}).sort_values(metric, ascending=False).reset_index()
+        if metric not in run.metrics["valid"]:
+            raise UserError(f"--metric={metric}", f"one of {', '.join(run.metrics['valid'])}", "--metric")
+        settings = json.dumps({k: v for k, v in run.config.items() if k not in _NO_RESULT}, sort_keys=True)
+        value, seconds = run.metrics["valid"][metric], max(run.times.values(), default=0.0)
+        lines.append((settings, _label(run, wanted), run.fingerprint, value, seconds))
+    table = pd.DataFrame(lines, columns=["settings", "overrides", "seeds", metric, "seconds"])
+    grouped = table.drop_duplicates("seeds").groupby("settings")
+    trials = grouped.agg({"overrides": "first", "seeds": "count", metric: "mean", "seconds": "mean"})
+    return trials.sort_values(metric, ascending=False).reset_index(drop=True)
+
+
+def _label(run: RunRecord, wanted: list[str]) -> str:
+    """The overrides that a trial had beyond `wanted`."""
+    shared = (*(f"{key}=" for key in _NO_RESULT), "plan.", "compare.")
+    rest = [o for o in run.overrides if o not in wanted and not o.startswith(shared)]
+    return " ".join(sorted(rest)) or "(as shipped)"
 
 
 def main() -> None:
@@ -51,11 +55,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="overrides that a run must have had")
     parser.add_argument("--metric", default="NDCG@10", help="validation metric")
     arguments = parser.parse_args()
-    table = find_trials(arguments.stage, arguments.overrides, arguments.metric)
+    try:
+        table = find_trials(arguments.stage, arguments.overrides, arguments.metric)
+    except UserError as e:
+        sys.stderr.write(f"error: {e}\n")
+        sys.exit(2)
     if table.empty:
         sys.exit(
             f"error: found no completed run of {arguments.stage} with {arguments.overrides} below "
-            f"{Path(result_root())}, expected at least one: run the sweep first"
+            f"{result_root()}, expected at least one: run the sweep first"
         )
     from src.exp.report import markdown
 

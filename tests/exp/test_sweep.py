@@ -43,6 +43,9 @@ def test_trials_are_listed_by_validation(
     assert stage("run_student_baseline", *TINY, "student=gru4rec", "seed=1").code == 0
     control = ("student.lr=0.02", "distill.control=shuffle_rankings")  # of a study: nobody's candidate
     assert stage("run_student_baseline", *TINY, *control, "seed=1").code == 0
+    foreign = result_root() / "not_ours"
+    foreign.mkdir()
+    (foreign / "status.json").write_text('{"state": 3}')
     shared = list(TINY)
     table = trials.find_trials("student_baseline", shared, "NDCG@10")
     assert list(table["overrides"].str.contains("gru4rec")).count(True) == 1
@@ -62,6 +65,10 @@ def test_trials_are_listed_by_validation(
     monkeypatch.setattr(sys, "argv", ["trials", "student_baseline", *shared])
     trials.main()
     assert "3 trials of student_baseline, validation NDCG@10" in capfd.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["trials", "student_baseline", *shared, "--metric", "NDCG@7"])
+    with pytest.raises(SystemExit) as ended:
+        trials.main()
+    assert ended.value.code == 2 and "--metric=NDCG@7; expected one of" in capfd.readouterr().err
     monkeypatch.setattr(sys, "argv", ["trials", "distill", *shared])
     with pytest.raises(SystemExit, match="no completed run of distill"):
         trials.main()
