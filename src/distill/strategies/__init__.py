@@ -46,7 +46,9 @@ def active_problems(config: ActiveConfig) -> list[str]:
             f"active.use: found {list(config.use)}, expected [distill]: {config.policy} looks at the teacher's rows"
         )
     if config.weighted and config.policy in ("all", "random"):
-        out.append(f"active.weighted: found true, expected false: {config.policy} scores all samples alike")
+        out.append(
+            f"active.weighted: found true, expected false: {config.policy} gives every sample one score"
+        )
     if config.meta is not None and config.refresh_every is not None:
         out.append(
             f"active.meta: found {config.meta} with refresh_every={config.refresh_every}, expected one of the two"
