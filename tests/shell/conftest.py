@@ -30,10 +30,9 @@ class Sandbox:
         """A tool that appends `name<TAB>argument<TAB>...` to the record, then runs `body`."""
         path = (directory or self.stubs) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = (
-            f'printf \'%s\' "{name}" >>"{self.calls_file}"; printf \'\\t%s\' "$@" >>"{self.calls_file}"\n'
-        )
-        path.write_text(f'#!/usr/bin/env bash\n{record}echo >>"{self.calls_file}"\n{body}\n')
+        # One write a call: set-up runs pip beside Poetry, and two records must not mix.
+        record = f'printf \'%s\\n\' "{name}$(printf \'\\t%s\' "$@")" >>"{self.calls_file}"\n'
+        path.write_text(f"#!/usr/bin/env bash\n{record}{body}\n")
         path.chmod(0o755)
         return path
 
