@@ -23,11 +23,8 @@ from src.core.git_info import git_info
 from src.core.memory import usage
 from src.core.metrics import CONVENTIONS, Ranks
 from src.core.paths import result_root
-from src.core.runs import TIMES, completed_run, find_runs, this_process
-from src.core.signals import check_stop, stop_on_signals, stop_requested
+from src.core.runs import TIMES, this_process
 
-__all__ = ["TIMES", "Run", "Stopwatch", "rank"]
-__all__ += ["check_stop", "completed_run", "find_runs", "stop_on_signals", "stop_requested"]
 _PARTS = (".hydra", "models", "metrics", "tensorboard", "plots", "run.log", "status.json", "git_info.json")
 
 

@@ -45,7 +45,7 @@ def popularity_slice(counts: np.ndarray) -> np.ndarray:
 def why_unused(store: TeacherStore) -> str | None:
     """Why a store's rankings cannot be weighed against the student; None where they can."""
     missing = [split for split in ("train", "valid") if split not in store.splits]
-    return f"rankings not used: the teacher's store has none of {' and '.join(missing)}" if missing else None
+    return f"the teacher's store has no rankings of {' and '.join(missing)}" if missing else None
 
 
 def ranking_gate(

@@ -117,15 +117,15 @@ def train_distilled(
         data, held_out = hold_out(data, active.meta_share, seed)
     settings = (student_config, config, active, data, store, eval_config)
     trial = partial(_train_once, settings, seed=seed, fingerprint=fingerprint, run=run)
-    if not config.ranks and (active.policy != "all" or selection is not None):
-        raise UserError(
-            f"active.policy={active.policy} with distill.lam=0", "rankings to select for", "active"
-        )
+    selects = selection is not None or active.meta is not None or _selects(active)
+    why = "distill.lam=0" if not config.ranks else why_unused(store) if config.gate_rankings else None
+    if why and selects:  # of what selects, nothing would be left
+        by = f"active.policy={active.policy}" if active.meta is None else f"active.meta={active.meta}"
+        raise UserError(f"{by} with {why}", "rankings to select for", "active")
     if config.ranks and store.manifest.get("target_scores") == "listed":
         refuse_listed_targets(store, config, active)
-    why = why_unused(store) if config.gate_rankings else None
-    if not config.ranks or why:
-        report: dict[str, Any] = {"used": False, "note": why or "rankings not used: distill.lam=0"}
+    if why:
+        report: dict[str, Any] = {"used": False, "note": f"rankings not used: {why}"}
         log.info(report["note"])
         return *trial(folder=folder), report
     rows = join_rows(store, data, config.top_k, config.history_candidates)
@@ -137,6 +137,8 @@ def train_distilled(
     ranks = rank_samples(student, data, data.splits["valid"], eval_config.batch_size, device)
     shuffled = config.control in ("shuffle_rankings", "both")
     gate = ranking_gate(store, data, ranks, eval_config, seed, shuffled)
+    if not gate.follow.any() and selects:
+        gate.report["note"] += f"; active={active.policy} had nothing to select from"
     log.info(gate.report["note"])
     if not gate.follow.any():
         return student, alone, gate.report
@@ -179,7 +181,7 @@ def _train_once(
     if rows is not None and selection is not None:
         check_selected(selection, rows)
         apply_selection(objective, selection, train)
-    elif rows is not None:
+    elif rows is not None and _selects(active):
         scorer = StudentScorer(student, data, device, eval_config.batch_size, objective.item_tables)
         policy = make_policy(active, selection_context(data, rows, store.score_kind, seed, scorer, active))
         refresh = Reselect(policy, train, objective)
@@ -193,6 +195,11 @@ def _train_once(
     if tables is not None:
         fold_item_tables(student, tables)
     return student.eval(), result
+
+
+def _selects(active: ActiveConfig) -> bool:
+    """Whether `active` chooses which samples are distilled, rather than what the teacher learns from or ranks."""
+    return active.policy != "all" and "distill" in active.use
 
 
 def hold_out(data: InteractionData, share: float, seed: int) -> tuple[InteractionData, np.ndarray]:

@@ -57,6 +57,12 @@ def selection_for(place: str, settings: Settings, data: InteractionData) -> Sele
     return selection
 
 
+def selected_ids(place: str, settings: Settings, data: InteractionData) -> np.ndarray | None:
+    """[m] ids of `selection_for`; None where all samples count."""
+    selection = selection_for(place, settings, data)
+    return None if selection is None else selection.sample_ids
+
+
 def _provenance(settings: Settings, data: InteractionData) -> dict[str, Any]:
     return {
         "dataset": data.name,

@@ -26,7 +26,7 @@ from src.distill.trainer_distill import train_distilled
 from src.exp import compare, page, report
 from src.exp.parts import PARTS
 from src.exp.results import record, record_choices, record_student, store_note, store_ranks
-from src.exp.select import selection_for
+from src.exp.select import selected_ids, selection_for
 from src.exp.settings import Settings
 from src.student.trainer_baseline import train_student
 from src.teacher.config import wants_overfit
@@ -50,10 +50,7 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
     log.info("teacher: trains %s and exports its rankings; %s", config.name, describe_device(config))
     data = load_dataset(settings.dataset)
     candidates = load_candidates(settings.eval.candidates, data)  # before the training: it may refuse
-    exported, tuned = (
-        None if (selection := selection_for(place, settings, data)) is None else selection.sample_ids
-        for place in ("export", "teacher_train")
-    )
+    exported, tuned = (selected_ids(place, settings, data) for place in ("export", "teacher_train"))
     # For the candidates; of a cross-fitted teacher it would lie in memory beside those of the folds.
     teacher = build_teacher(config, data, tuned_ids=tuned) if candidates and config.folds == 1 else None
     store, reused = fill_store(config, data, settings.teacher_dir, run, exported, tuned, teacher)

@@ -92,4 +92,4 @@ def test_a_teacher_worse_than_popularity_is_said(log_data: InteractionData, tmp_
 def test_a_store_without_rows_to_compare_is_said(log_data: InteractionData, tmp_path: Path) -> None:
     rows = make_rows(log_data, log_data.splits["train"], 20)
     store: TeacherStore = make_store(tmp_path / "s", log_data, rows)
-    assert why_unused(store) == "rankings not used: the teacher's store has none of valid"
+    assert why_unused(store) == "the teacher's store has no rankings of valid"

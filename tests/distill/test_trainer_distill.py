@@ -354,7 +354,10 @@ def test_rankings_of_a_teacher_that_knows_no_more_change_nothing(world: World, t
     _, _, unknown = gated(world, tmp_path / "u", world.store)
     assert "rankings not used: the teacher is" in report["note"] and report["train_share"] == 0
     assert said == {"used": False, "note": "rankings not used: distill.lam=0"}
-    assert unknown == {"used": False, "note": "rankings not used: the teacher's store has none of valid"}
+    assert unknown == {
+        "used": False,
+        "note": "rankings not used: the teacher's store has no rankings of valid",
+    }
     assert result.best_value == of_alone.best_value
     for (name, a), (_, b) in zip(student.state_dict().items(), alone.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
@@ -443,3 +446,23 @@ def test_learned_weights_of_the_product_are_the_look_aheads(world: World, tmp_pa
         exact.append(sum(float((a * b).sum()) for a, b in zip(own, meta, strict=True) if a is not None))
     expected = np.maximum(exact, 0) / np.maximum(exact, 0).mean()
     np.testing.assert_allclose(found.numpy(), expected, atol=0.02 * expected.max())
+
+
+def test_a_selection_for_the_teacher_leaves_the_distillation_alone(world: World, tmp_path: Path) -> None:
+    elsewhere = make_settings("active", "random", share=0.1, use=("teacher_train", "export"))
+    chosen, _ = distil(world, tmp_path / "a", active=elsewhere, gate_rankings=False)
+    everyone, _ = distil(world, tmp_path / "b", gate_rankings=False)
+    for (key, a), (_, b) in zip(chosen.state_dict().items(), everyone.state_dict().items(), strict=True):
+        assert torch.equal(a, b), key
+    distil(world, tmp_path / "c", active=elsewhere, lam=0.0)  # and needs no rankings
+
+
+@pytest.mark.parametrize("active", [("loss", {"refresh_every": 1}), ("learn_to_reweight", {})])
+def test_what_selects_is_refused_where_nothing_is_ranked(
+    world: World, tmp_path: Path, active: tuple[str, dict]
+) -> None:
+    settings = make_settings("active", active[0], **active[1])
+    with pytest.raises(
+        UserError, match=r"active\.(policy=loss|meta=reweight) with distill.lam=0; expected rankings"
+    ):
+        distil(world, tmp_path, active=settings, lam=0.0)
