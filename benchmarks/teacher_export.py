@@ -107,11 +107,9 @@ def prefix(hidden: int, layers: int, rounds: int) -> float:
 METHODS = (
     ("hidden", {}, 1),
     ("rerank", {"pool": 20}, 2),
-    ("rerank", {"pool": 20, "shared_prefix": False}, 8),
     ("grounding", {"beams": 1}, 4),
     ("grounding", {"beams": 4}, 4),
     ("trie", {"beams": 20}, 8),
-    ("exact", {}, 32),
 )
 
 

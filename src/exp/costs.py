@@ -198,7 +198,6 @@ def llm_work(
         "rerank": export.pool * TOKENS_PER_ITEM,
         "trie": export.beams * TOKENS_PER_ITEM,
         "grounding": export.beams * export.max_new_tokens,
-        "exact": sizes.n_items * TOKENS_PER_ITEM,
     }
     return training, rows * (tokens + further.get(export.ranking, 0.0)) * forward
 

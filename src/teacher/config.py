@@ -63,24 +63,16 @@ class IloraExportConfig(ExportConfig):
 
     ranking: str = setting(
         "how the catalogue is ranked (src/teacher/ranking)",
-        choices=("hidden", "rerank", "grounding", "trie", "exact"),
+        choices=("hidden", "rerank", "grounding", "trie"),
     )
     pool: int = setting("items that the frozen SASRec retrieves", ge=1, when={"ranking": ("rerank",)})
     exclude_history: bool = setting("the pool holds no item of the history", when={"ranking": ("rerank",)})
-    shared_prefix: bool = setting(
-        "titles share one prefill of the prompt; false: one text per title",
-        in_fingerprint=False,
-        when={"ranking": ("rerank",)},
-    )
     beams: int = setting(
         "trie: titles and prefixes kept; grounding: beams (1: greedy)",
         ge=1,
         when={"ranking": ("trie", "grounding")},
     )
     max_new_tokens: int = setting("longest generated text in tokens", ge=1, when={"ranking": ("grounding",)})
-    tree_tokens: int = setting(
-        "title tokens per forward pass", ge=1, in_fingerprint=False, when={"ranking": ("exact",)}
-    )
     embedding: EmbeddingConfig = setting("item embeddings")
 
     def problems(self) -> list[str]:

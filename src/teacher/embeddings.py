@@ -33,17 +33,14 @@ class TextEmbedder:
     def tokens(self, text: str) -> list[int]:
         """A text as a title is read; nothing at all reads as the end of an answer."""
         ids = self.builder.tokens.of(" " + text.strip(" ")) if text.strip() else []
-        return ids or [int(t) for t in self.builder.end_ids[:1]]
+        return ids or self.builder.end_ids[:1]
 
     def titles(self) -> np.ndarray:
         """[N+1, H] float32, row 0 zeros.
 
         Raises:
-            UserError: a title without tokens, or an embedding that is not finite.
+            UserError: an embedding that is not finite.
         """
-        from src.teacher.ranking.tree import title_tokens
-
-        title_tokens(self.builder)
         vectors = self.embed(self.builder.titles[1:])
         table = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors.cpu().numpy()])
         if not np.isfinite(table).all():

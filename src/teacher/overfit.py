@@ -105,7 +105,7 @@ def answer_floor(teacher: IloraTeacher, sample_ids: np.ndarray, steps: int = 500
     norm = getattr(backbone(llm), "norm", None)
     if norm is None:
         return 0.0
-    answers = np.concatenate([builder.answer_ids(int(i)) for i in teacher.data.targets(sample_ids)])
+    answers = np.concatenate([builder.answers[i] for i in teacher.data.targets(sample_ids)])
     tokens, counts = (
         torch.from_numpy(a).to(teacher.model.device) for a in np.unique(answers, return_counts=True)
     )

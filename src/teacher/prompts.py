@@ -128,6 +128,11 @@ class PromptBuilder:
         context: longest example in tokens.
         seed: of the choice of wording and candidates.
 
+    Attributes:
+        answers: [N+1] token ids of every title as an answer, with its end; entry 0 is empty.
+        end_ids: what ends every answer.
+        stop_ids: tokens that end a generated answer: the first of those (a newline) and the tokenizer's own.
+
     Raises:
         UserError: an empty or over-long title, or more candidates than the catalogue can give.
     """
@@ -148,15 +153,17 @@ class PromptBuilder:
         self._texts = [np.empty(0, np.int64), *(self._with_slot(config.item, t) for t in self.titles[1:])]
         eos = tokenizer.eos_token_id
         if chat is not None and chat.end:
-            self._end = tokens.of(chat.end, control=True)
+            end = tokens.of(chat.end, control=True)
         else:
-            self._end = tokens.of(config.end, control=True) + ([] if eos is None else [eos])
+            end = tokens.of(config.end, control=True) + ([] if eos is None else [eos])
+        self.stop_ids = {*end[:1], *([] if eos is None else [eos])}
+        self.end_ids = end
         self._frame_end = [] if chat is None else tokens.of(chat.after, control=True)
         # An assistant that begins a new line begins it with the title, without a space.
         space, after = ("", "\n") if chat is not None and chat.after.endswith("\n") else (" ", ":")
-        self._answers = [
+        self.answers = [
             np.empty(0, np.int64),
-            *(np.array(tokens.of(space + t, after=after) + self._end, np.int64) for t in self.titles[1:]),
+            *(np.array(tokens.of(space + t, after=after) + end, np.int64) for t in self.titles[1:]),
         ]
         self._separator = np.array(tokens.of(config.separator, control=True), np.int64)
         self._train = [_Wording(t, tokens, chat) for t in config.train]
@@ -176,7 +183,7 @@ class PromptBuilder:
 
     def _check_lengths(self) -> None:
         entry = np.array([len(e) for e in self._entries])
-        answer = np.array([len(a) for a in self._answers])
+        answer = np.array([len(a) for a in self.answers])
         choice = 0
         if n := self.config.candidates:
             choice = int(np.sort(entry)[-n:].sum()) + n * len(self._separator)
@@ -223,7 +230,7 @@ class PromptBuilder:
             tail = [wording.choice, *self._listed(candidates), wording.ask]
         tail.append(self._frame_end)
         if answer is not None:
-            tail.append(self._answers[answer])
+            tail.append(self.answers[answer])
         tail_length = sum(map(len, tail))
         room = self.context - len(wording.before) - len(wording.cue) - tail_length - reserve
         while len(items) > 1 and self._listed_length(items) > room:
@@ -232,22 +239,13 @@ class PromptBuilder:
         prefix = sum(len(part) for part in head)
         ids = np.concatenate([np.asarray(p, np.int64) for p in (*head, *tail)])
         slots = items if candidates is None else np.concatenate([items, candidates])
-        answer_length = 0 if answer is None else len(self._answers[answer])
+        answer_length = 0 if answer is None else len(self.answers[answer])
         return Example(ids, slots, prefix, len(ids) - answer_length)
 
     def item_text(self, item: int) -> Example:
         """The text whose last state stands for the item."""
         ids = np.concatenate([np.array(self.tokens.start, np.int64), self._texts[item]])
         return Example(ids, np.array([item], np.int64), len(ids), len(ids))
-
-    @property
-    def end_ids(self) -> list[int]:
-        """What ends every answer."""
-        return self._end
-
-    def answer_ids(self, item: int) -> np.ndarray:
-        """[A] the title as an answer, with its end."""
-        return self._answers[item]
 
     def _listed(self, items: Iterable[int]) -> list[np.ndarray]:
         pieces: list[np.ndarray] = []

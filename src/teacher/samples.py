@@ -60,7 +60,7 @@ class SampleSource:
         self._item_states: tuple[IloraModel, bool, list[Tensor], Tensor] | None = None
 
     def examples(
-        self, sample_ids: np.ndarray, epoch: int | None, answers: bool, candidates: int
+        self, sample_ids: np.ndarray, epoch: int | None, answers: bool, candidates: int, reserve: int = 0
     ) -> list[Example]:
         """Prompts of the samples, in order.
 
@@ -68,6 +68,7 @@ class SampleSource:
             epoch: choose a training wording for this epoch; None takes the evaluation's.
             answers: end with the target's title.
             candidates: length of the candidate list; 0 lists none.
+            reserve: tokens of the context that stay free behind a prompt.
         """
         histories, targets = self.data.histories(sample_ids), self.data.targets(sample_ids)
         out = []
@@ -78,7 +79,8 @@ class SampleSource:
                 self.builder.candidates(sample, history, target, candidates, draw) if candidates else None
             )
             wording = None if epoch is None else self.builder.wording(sample, epoch)
-            out.append(self.builder.build(history, wording, listed, target if answers else None))
+            answer = target if answers else None
+            out.append(self.builder.build(history, wording, listed, answer, reserve))
         return out
 
     def micro_batches(

@@ -149,7 +149,6 @@ COMMANDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("teacher.prompt.candidates=20", "teacher.objective.lm=0"), "found 20 with objective.lm=0, expected 0"),
     (("teacher.export.pool=50",), "teacher.export.pool: found 50, not read with ranking=hidden, expected"),
     (("teacher.export.exclude_history=false",), "not read with ranking=hidden, expected ranking=rerank"),
-    (("teacher.export.shared_prefix=false",), "not read with ranking=hidden, expected ranking=rerank"),
     (("teacher.export.beams=4",), "not read with ranking=hidden, expected ranking=trie or grounding"),
     (("teacher.export.ranking=trie", "teacher.export.max_new_tokens=9"), "expected ranking=grounding"),
     (

@@ -118,13 +118,12 @@ def test_work_of_an_export_by_method() -> None:
     size = costs.llm_size(costs.language_model(settings.teacher.llm), settings.teacher.lora.rank)
     assert size.blocks == 2
     sizes, found, token = costs.Sizes(12000, 2000, 100, 50, ""), {}, 2.0 * size.in_blocks
-    for ranking in ("hidden", "rerank", "exact"):
+    for ranking in ("hidden", "rerank"):
         config = replace(settings.teacher, export=replace(settings.teacher.export, ranking=ranking))
         training, found[ranking] = costs.llm_work(settings, config, size, sizes, 7)
     assert found == {
         "hidden": 7 * 168 * token,
         "rerank": 7 * (168 + 240) * token,
-        "exact": 7 * (168 + 600) * token,
     }
     # 12,000 x 4 samples, forward and back; 15 refreshes of 50 titles; 8 validations of 1,000; 4 x 6,000 texts of
     # pre-training, whose weights have gradients too

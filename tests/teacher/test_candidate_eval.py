@@ -11,14 +11,13 @@ import torch
 from src.core.candidates import CandidateConfig, CandidateSet, load_candidates
 from src.core.errors import UserError
 from src.teacher import candidate_eval
-from src.teacher.candidate_eval import by_item_scores, by_language, greedy, stop_tokens
+from src.teacher.candidate_eval import by_item_scores, by_language, match_title
 from src.teacher.classical import KnnTeacher
 from src.teacher.ilora_teacher import IloraTeacher
-from src.teacher.matching import match_title
 from src.teacher.prompts import collate
 from src.teacher.ranking.base import Context
+from src.teacher.ranking.beams import write_texts
 from src.teacher.ranking.prefix import SharedPrefix
-from src.teacher.ranking.tree import title_tokens
 from tests.teacher.test_ranking import likelihoods
 
 COUNT = 6
@@ -59,7 +58,7 @@ def context(teacher: IloraTeacher, batch_size: int = 32) -> Context:
 
 
 def prompts(teacher, candidates, draw: int = 0):
-    limit = max(map(len, title_tokens(teacher.builder)))
+    limit = max(map(len, teacher.builder.answers))
     histories = teacher.data.histories(candidates.sample_ids)
     return [
         teacher.builder.build(h, candidates=c.astype(np.int64), reserve=limit)
@@ -88,13 +87,13 @@ def generated(teacher, histories, examples, limit: int) -> list[list[int]]:
     gate = model.gate(teacher.encoder.h_seq(histories))
     with torch.no_grad(), model.gates.use(gate):
         prefix = SharedPrefix(model, collate(examples), True)
-        return greedy(prefix, len(examples), limit, stop_tokens(context(teacher)))
+        return write_texts(prefix, len(examples), limit, teacher.builder.stop_ids)
 
 
 def test_greedy_is_one_argmax_after_another_whatever_the_batch(lister, candidates):
     histories, examples = lister.data.histories(candidates.sample_ids), prompts(lister, candidates)
     assert len({len(e.ids) for e in examples}) > 3, "there is padding"
-    stop = stop_tokens(context(lister))
+    stop = lister.builder.stop_ids
     expected = [argmax_by_argmax(lister, h, e, 9, stop) for h, e in zip(histories, examples, strict=True)]
     assert any(expected) and len({tuple(t) for t in expected}) > 1
     assert generated(lister, histories, examples, 9) == expected
@@ -107,7 +106,7 @@ def test_greedy_is_one_argmax_after_another_whatever_the_batch(lister, candidate
 def test_greedy_is_hugging_faces_generate_with_left_padding(lister, candidates):
     """The papers' way: the batch padded on the left, mask and positions given, the gate in effect."""
     model, histories = lister.model, lister.data.histories(candidates.sample_ids)
-    examples, stop = prompts(lister, candidates), stop_tokens(context(lister))
+    examples, stop = prompts(lister, candidates), lister.builder.stop_ids
     batch = collate(examples, left=True)
     with torch.no_grad(), model.gates.use(model.gate(lister.encoder.h_seq(histories))):
         written = model.llm.generate(
@@ -138,11 +137,10 @@ def test_likelihood_is_that_of_each_title_alone(lister, candidates, monkeypatch)
     monkeypatch.setattr(CandidateSet, "best", lambda s, v, r: seen.append(v) or best(s, v, r))
     few = some(candidates, np.array([0, 5, 9]))
     choices = by_language(context(lister), few)
-    titles = title_tokens(lister.builder)
     for draw in range(2):
         for row, prompt in enumerate(prompts(lister, few, draw)):
             shown = few.items[draw, row]
-            expected = likelihoods(lister, int(few.sample_ids[row]), prompt, shown, titles)
+            expected = likelihoods(lister, int(few.sample_ids[row]), prompt, shown)
             np.testing.assert_allclose(seen[0][draw, row], expected, rtol=0, atol=1e-4)
             right = shown[expected.argmax()] == few.targets[row]
             assert choices["likelihood"].hits[draw, row] == right
@@ -183,8 +181,8 @@ def test_what_is_written_is_judged_by_its_first_line(lister, candidates, monkeyp
     def write(prefix, rows, limit, stop):
         return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in plan]
 
-    monkeypatch.setattr(candidate_eval, "greedy", write)
-    monkeypatch.setattr(candidate_eval, "prompt_batches", in_order)
+    monkeypatch.setattr(candidate_eval, "write_texts", write)
+    monkeypatch.setattr(candidate_eval, "prefixes", in_order)
     choices = by_language(context(lister), one_draw)["generation"]
     assert choices.hits.tolist() == [[True, False, False, False]]
     assert choices.valid.tolist() == [[True, True, False, False]]
@@ -196,12 +194,11 @@ def test_what_is_written_is_judged_by_its_first_line(lister, candidates, monkeyp
     assert "Picked:" in choices.written[0].prompt and data.titles[few.targets[0]] in choices.written[0].prompt
 
 
-def in_order(c, sample_ids, examples, nodes):
-    """`prompt_batches` without sorting by length."""
-    from src.teacher.ranking.base import Prompts
-
+def in_order(c, sample_ids, examples, *_):
+    """`prefixes` without sorting by length."""
     h_seq = c.source.encoder.h_seq(c.source.data.histories(sample_ids))
-    yield Prompts(np.arange(len(examples)), examples, c.model.gate(h_seq))
+    with c.model.gates.use(c.model.gate(h_seq)):
+        yield np.arange(len(examples)), SharedPrefix(c.model, collate(examples), True)
 
 
 def test_a_teacher_of_lists_learns_to_answer_with_a_candidate(lister, candidates):
@@ -222,7 +219,7 @@ def test_a_teacher_without_lists_is_asked_without_one(trained, candidates):
     teacher, _ = trained
     ways = teacher.choose(candidates)
     assert set(ways) == {"likelihood", "item_scores", "frozen_sasrec"}
-    ids, titles = candidates.sample_ids, title_tokens(teacher.builder)
+    ids = candidates.sample_ids
     rows = teacher.rank("test", ids, teacher.data.n_items)
     full = np.empty((len(ids), teacher.data.n_items), np.float32)
     np.put_along_axis(full, rows.rankings - 1, rows.scores, axis=1)
@@ -232,7 +229,7 @@ def test_a_teacher_without_lists_is_asked_without_one(trained, candidates):
     for row in (0, 8):
         prompt = teacher.builder.build(teacher.data.histories(ids[row : row + 1])[0])
         for draw, items in enumerate(candidates.items[:, row]):
-            best = items[likelihoods(teacher, int(ids[row]), prompt, items, titles).argmax()]
+            best = items[likelihoods(teacher, int(ids[row]), prompt, items).argmax()]
             assert ways["likelihood"].hits[draw, row] == (best == candidates.targets[row])
     part = by_item_scores(context(teacher, 3), some(candidates, np.array([6, 2])))
     np.testing.assert_array_equal(part.hits, ways["item_scores"].hits[:, [6, 2]])
@@ -256,3 +253,56 @@ def test_a_context_too_short_for_the_list_is_named(lister, candidates, monkeypat
     monkeypatch.setattr(lister.builder, "context", longest // 2)
     with pytest.raises(UserError, match=r"at most \d+, the LLM's context.*teacher\.prompt"):
         by_language(context(lister), candidates)
+
+
+TITLES = [
+    "Alien",
+    "Aliens",
+    "Alien 3",
+    "The Thing (1982)",
+    "Thing",
+    "",
+    "  ",
+    "Red Sun",
+    "Sun Rise Again",
+    "M",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Alien", 0),
+        ("Aliens", 1),  # exact before the substring "Alien"
+        (" aLIENS \nand more", 1),  # case, spaces, first line only
+        ("Alien 3", 2),
+        ("I would pick Alien 3.", 2),  # the longest of "Alien", "Alien 3" (and of "M": none)
+        ("the thing (1982)", 3),
+        ("The  Thing   (1982)", 3),
+        ("The Thing (1982", 4),  # cut short: only "Thing" is whole
+        ("Alien or Thing", None),  # two answers
+        ("Aliens and Alien", None),  # "Alien" stands by itself, too
+        ("Aliens, Aliens", 1),  # twice the same is one answer
+        ("red sun rise again", 8),  # overlapping: the longer one
+        ("", None),
+        ("\nAlien", None),  # the first line is empty
+        ("   ", None),  # no empty title
+        ("same else", 9),  # a one-letter title is still a title, also inside a word
+        ("nothing", 4),
+        ("something", None),  # "Thing" and, outside of it, "M"
+        ("a word", None),
+    ],
+)
+def test_the_title_that_a_text_names(text, expected):
+    assert match_title(text, TITLES) == expected
+
+
+def test_equal_lengths_that_overlap_are_two_answers():
+    assert match_title("abc bcd", ["xabc", "abc b", "c bcd"]) is None
+    assert match_title("abc bcd", ["abc", "bcd"]) is None
+
+
+def test_a_shorter_title_beside_a_longer_one_counts():
+    # "B" lies outside of the span that "A B C" claims
+    assert match_title("a b c then b", ["A B C", "B"]) is None
+    assert match_title("a b c then", ["A B C", "B"]) == 0

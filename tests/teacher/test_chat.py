@@ -129,7 +129,7 @@ def test_a_template_without_assistants_ends_answers_as_the_prompt_says(prompt):
         "{{ messages[0].content }}{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}"
     )
     builder = PromptBuilder(prompt, with_template(only_user), TITLES, 512, 3)
-    assert builder.chat.end == "" and shown(builder, builder.answer_ids(5)) == " Storm\n</s>"
+    assert builder.chat.end == "" and shown(builder, builder.answers[5]) == " Storm\n</s>"
 
 
 def test_the_key(make_config):

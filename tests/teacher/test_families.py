@@ -22,7 +22,7 @@ from src.teacher.prompts import collate
 from src.teacher.ranking.base import Context
 from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.rerank import RerankRanker
-from src.teacher.ranking.tree import TitleTree, naive_scores, title_tokens, tree_scores
+from src.teacher.ranking.tree import TitleTree, naive_scores, tree_scores
 from src.teacher.tiny_llm import train_tokenizer
 from tests.teacher.conftest import compose_teacher
 
@@ -290,7 +290,7 @@ def test_titles_behind_a_shared_prefix(name, trained_of, demo_data):
     histories = demo_data.histories(demo_data.splits["test"][:3])
     histories[0, :-1] = 0  # prompts of different lengths
     prompts = [builder.build(h) for h in histories]
-    titles = title_tokens(builder)
+    titles = builder.answers
     answers = [[titles[i] for i in range(1, 9)] for _ in prompts]
     gate = model.gate(teacher.encoder.h_seq(histories)).detach()
     with torch.no_grad():

@@ -94,7 +94,7 @@ def test_the_floor_of_the_embedded_llm(make_config, demo_data, teacher_roots):
     floor = answer_floor(teacher, rows)
     base = teacher.model.llm.get_base_model()
     head, scale = base.get_output_embeddings().weight.detach(), base.model.norm.weight.detach()
-    answers = [t for i in demo_data.targets(rows) for t in teacher.builder.answer_ids(int(i)).tolist()]
+    answers = [t for i in demo_data.targets(rows) for t in teacher.builder.answers[i].tolist()]
     generator = torch.Generator().manual_seed(0)
     for spread in (0.1, 0.3, 1.0):  # around the tokens' own directions
         free = head[answers] * scale + spread * torch.randn(len(answers), len(scale), generator=generator)

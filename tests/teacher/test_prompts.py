@@ -122,7 +122,7 @@ def test_padding_keeps_every_example(builder, left):
         assert batch.items[row][batch.items[row] > 0].tolist() == e.items.tolist()
         assert batch.ids[row, batch.readout[row]] == e.ids[e.prefix - 1]
         labels = batch.labels[row]
-        assert labels[labels != IGNORE].tolist() == builder.answer_ids(2).tolist()
+        assert labels[labels != IGNORE].tolist() == builder.answers[2].tolist()
         torch.testing.assert_close(labels[labels != IGNORE], batch.ids[row][labels != IGNORE])
 
 
@@ -166,4 +166,4 @@ def test_text_pieces_join_as_the_tokenizer_would_write_them(builder, prompt, tok
     joined = tokenizer("is: Quiet Harbor", add_special_tokens=False)["input_ids"]
     assert joined[-len(builder.tokens.of(" Quiet Harbor")) :] == builder.tokens.of(" Quiet Harbor")
     plain = PromptBuilder(replace(prompt, end=""), tokenizer, TITLES, 256, 3)
-    assert text(plain, plain.answer_ids(3)) == " Quiet Harbor</s>"
+    assert text(plain, plain.answers[3]) == " Quiet Harbor</s>"

@@ -13,7 +13,7 @@ from src.core.errors import ConfigError, UserError
 from src.teacher.prompts import Example, PromptBuilder, collate
 from src.teacher.ranking import SCORE_KIND, hidden, make_ranker
 from src.teacher.ranking.base import Context, check_context
-from src.teacher.ranking.tree import TitleTree, title_tokens
+from src.teacher.ranking.tree import TitleTree
 from src.teacher.samples import SampleSource
 
 POOL = 12
@@ -34,9 +34,9 @@ def with_lists(teacher, count: int = 8) -> SampleSource:
 
 
 @torch.no_grad()
-def likelihoods(teacher, sample: int, prompt: Example, items, titles) -> np.ndarray:
+def likelihoods(teacher, sample: int, prompt: Example, items) -> np.ndarray:
     """log p(title | prompt): whole texts, one at a time, logits of the plain causal LM, no cache and no padding."""
-    model, data, out = teacher.model, teacher.data, []
+    model, data, titles, out = teacher.model, teacher.data, teacher.builder.answers, []
     gate = model.gate(teacher.encoder.h_seq(data.histories(np.array([sample]))))
     for item in items:
         text = Example(
@@ -52,10 +52,9 @@ def likelihoods(teacher, sample: int, prompt: Example, items, titles) -> np.ndar
 
 
 @pytest.mark.parametrize("listed", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
-def test_rerank_is_the_likelihood_of_each_title_alone(trained, demo_data, listed, shared):
+def test_rerank_is_the_likelihood_of_each_title_alone(trained, demo_data, listed):
     teacher, _ = trained
-    c = context(teacher, shared_prefix=shared)
+    c = context(teacher)
     if listed:
         c = replace(c, source=with_lists(teacher))
     ranker, ids = make_ranker(c), demo_data.splits["test"][:3]
@@ -65,7 +64,7 @@ def test_rerank_is_the_likelihood_of_each_title_alone(trained, demo_data, listed
         history = demo_data.histories(ids[row : row + 1])[0]
         prompt = ranker.prompt(sample, history, ranker.pools(ids[row : row + 1])[0])
         target = int(demo_data.targets(ids[row : row + 1])[0])
-        expected = likelihoods(teacher, sample, prompt, [*rows.rankings[row], target], ranker.titles)
+        expected = likelihoods(teacher, sample, prompt, [*rows.rankings[row], target])
         np.testing.assert_allclose([*rows.scores[row], rows.target_scores[row]], expected, rtol=0, atol=1e-4)
 
 
@@ -106,30 +105,26 @@ def test_the_prompt_lists_the_pool_once_in_an_order_of_its_own(trained, demo_dat
     assert moved == len(ids)
 
 
-def test_trie_with_all_beams_is_exact_and_few_beams_are_a_part_of_it(trained, demo_data):
+def test_trie_with_all_beams_scores_every_title_and_few_beams_are_a_part_of_it(trained, demo_data):
     teacher, _ = trained
     n, ids = demo_data.n_items, demo_data.splits["test"][:5]
-    exact = make_ranker(context(teacher, ranking="exact", tree_tokens=64))
-    everything = exact.rank(ids, n)
-    all_beams = make_ranker(context(teacher, ranking="trie", beams=n)).rank(ids, n)
-    np.testing.assert_array_equal(all_beams.rankings, everything.rankings)
-    np.testing.assert_allclose(all_beams.scores, everything.scores, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(all_beams.target_scores, everything.target_scores, rtol=0, atol=1e-4)
-    scores = exact.scores(ids)
+    prompts = [teacher.builder.build(h) for h in demo_data.histories(ids)]
+    pairs = zip(ids.tolist(), prompts, strict=True)
+    exact = np.stack([likelihoods(teacher, sample, prompt, range(1, n + 1)) for sample, prompt in pairs])
+    everything = make_ranker(context(teacher, ranking="trie", beams=n)).rank(ids, n)
+    in_order = np.take_along_axis(exact, everything.rankings - 1, axis=1)
+    np.testing.assert_array_equal(np.sort(everything.rankings, axis=1), np.tile(np.arange(1, n + 1), (5, 1)))
+    np.testing.assert_allclose(everything.scores, in_order, rtol=0, atol=1e-4)
+    assert (np.diff(in_order, axis=1) <= 2e-4).all()
+    of_targets = exact[np.arange(5), demo_data.targets(ids) - 1]
+    np.testing.assert_allclose(everything.target_scores, of_targets, rtol=0, atol=1e-4)
     few = make_ranker(context(teacher, ranking="trie", beams=6)).rank(ids, 6)
     few.check(n, "log_likelihood", "test")
-    np.testing.assert_allclose(
-        few.scores, np.take_along_axis(scores, few.rankings - 1, axis=1), rtol=0, atol=1e-4
-    )
-    # the oracle of the oracle
-    prompt = teacher.builder.build(demo_data.histories(ids[:1])[0])
-    expected = likelihoods(teacher, int(ids[0]), prompt, range(1, n + 1), exact.titles)
-    np.testing.assert_allclose(scores[0], expected, rtol=0, atol=1e-4)
-    whole = make_ranker(context(teacher, ranking="exact", tree_tokens=100_000))
-    np.testing.assert_allclose(whole.scores(ids), scores, rtol=0, atol=1e-5)
+    expected = np.take_along_axis(exact, few.rankings - 1, axis=1)
+    np.testing.assert_allclose(few.scores, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("ranking", ["rerank", "exact", "trie", "grounding", "hidden"])
+@pytest.mark.parametrize("ranking", ["rerank", "trie", "grounding", "hidden"])
 def test_a_sample_does_not_depend_on_its_batch(trained, demo_data, ranking):
     teacher, _ = trained
     ids = demo_data.splits["test"][:12]
@@ -156,7 +151,7 @@ def test_duplicate_titles_keep_all_ids(trained, demo_data):
     builder = PromptBuilder(teacher.config.prompt, teacher.builder.tokens.tokenizer, titles, 512, 1)
     c = replace(context(teacher), source=SampleSource(data, builder, teacher.encoder))
     ids, n = demo_data.splits["test"][:4], demo_data.n_items
-    for export in ({"ranking": "exact"}, {"ranking": "trie", "beams": n}, {"ranking": "rerank", "pool": n}):
+    for export in ({"ranking": "trie", "beams": n}, {"ranking": "rerank", "pool": n}):
         all_items = replace(c, export=replace(c.export, exclude_history=False, **export))
         rows = make_ranker(all_items).rank(ids, n)
         assert (np.sort(rows.rankings, axis=1) == np.arange(1, n + 1)).all()
@@ -228,7 +223,7 @@ def test_greedy_generation_is_the_models_own(trained, demo_data):
     teacher, _ = trained
     ranker = make_ranker(context(teacher, ranking="grounding", beams=1, max_new_tokens=12))
     ids = demo_data.splits["test"][:4]
-    found = ranker.generate(ids)
+    found, stop = ranker.generate(ids), teacher.builder.stop_ids
     tokenizer = teacher.builder.tokens.tokenizer
     for sample, text in zip(ids, found, strict=True):
         history = demo_data.histories(np.array([sample]))
@@ -238,10 +233,10 @@ def test_greedy_generation_is_the_models_own(trained, demo_data):
                 inputs_embeds=teacher.model.embed(batch),
                 max_new_tokens=12,
                 do_sample=False,
-                eos_token_id=sorted(ranker.stop),
+                eos_token_id=sorted(stop),
                 pad_token_id=0,
             )[0].tolist()
-        cut = next((i for i, t in enumerate(written) if t in ranker.stop), len(written))
+        cut = next((i for i, t in enumerate(written) if t in stop), len(written))
         assert text == tokenizer.decode(written[:cut], skip_special_tokens=True).strip()
 
 
@@ -294,18 +289,6 @@ def test_unusable_settings_are_named(trained, make_config, demo_data):
         )
 
 
-def test_a_title_without_tokens_is_named(trained, demo_data, monkeypatch):
-    builder = trained[0].builder
-    of = builder.tokens.of
-    monkeypatch.setattr(
-        builder.tokens,
-        "of",
-        lambda text, first=False: [] if text.strip() == demo_data.titles[31] else of(text),
-    )
-    with pytest.raises(UserError, match=r"title of item 31 .* has no tokens"):
-        title_tokens(builder)
-
-
 def test_an_adapter_without_effect_is_refused(trained, demo_data):
     teacher, _ = trained
     model = teacher.model
@@ -330,7 +313,7 @@ def test_scores_that_are_not_finite_are_refused(trained, demo_data):
     try:
         with torch.no_grad():
             weight.fill_(float("nan"))
-        for ranking in ("rerank", "exact", "hidden"):
+        for ranking in ("rerank", "trie", "hidden"):
             with pytest.raises(UserError, match="not finite"):
                 make_ranker(context(teacher, ranking=ranking)).rank(ids, 5)
     finally:

@@ -12,10 +12,10 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from src.teacher.matching import match_title
+from src.teacher.candidate_eval import match_title
 from src.teacher.prompt_tokens import PromptTokens
 from src.teacher.prompts import PromptBuilder
-from src.teacher.ranking.tree import TitleTree, title_tokens
+from src.teacher.ranking.tree import TitleTree
 from src.teacher.tiny_llm import train_tokenizer
 
 CONTROL = ("<|im_end|>", "</s>", "[HistoryEmb]")
@@ -101,7 +101,7 @@ def test_no_title_becomes_a_control_token(tokenizer, prompt):
         ids = example.ids[: len(example.ids) - len(builder.end_ids)].tolist()
         assert not control & set(ids), TITLES[item]
         assert not control & set(builder.item_text(int(item)).ids.tolist())
-        answer = builder.answer_ids(int(item)).tolist()
+        answer = builder.answers[item].tolist()
         assert answer[-1] == tokenizer.eos_token_id and answer.count(tokenizer.eos_token_id) == 1
         text = tokenizer.decode(answer[: len(answer) - len(builder.end_ids)])
         same = str.lower if "UNK" in (tokenizer.unk_token or "") else str
@@ -110,9 +110,9 @@ def test_no_title_becomes_a_control_token(tokenizer, prompt):
             match_title(tokenizer.decode(answer, skip_special_tokens=True), TITLES) == item
             or same is str.lower
         )
-    tree = TitleTree.of(title_tokens(builder)[1:])
+    tree = TitleTree.of(builder.answers[1:])
     assert np.isin(tree.token, [tokenizer.eos_token_id]).sum() == len(
-        set(map(tuple, map(tuple, title_tokens(builder)[1:])))
+        set(map(tuple, map(tuple, builder.answers[1:])))
     )
     assert not np.isin(tree.token, list(control - {tokenizer.eos_token_id})).any()
 
@@ -155,7 +155,7 @@ def test_long_titles_are_cut_everywhere_and_it_is_said(tokenizer, prompt, most, 
     longer = long[: len(builder.titles[2]) + 2].strip()
     assert len(tokens.of(" " + longer)) > most or longer == builder.titles[2]
     end = len(builder.end_ids)
-    assert builder.answer_ids(2).tolist()[:-end] == tokens.of(" " + builder.titles[2])
+    assert builder.answers[2].tolist()[:-end] == tokens.of(" " + builder.titles[2])
     cut = sum(a != b for a, b in zip(titles, builder.titles, strict=True))
     assert f"title_tokens={most}: {cut} of 4 titles are cut, first item" in caplog.text
     whole = PromptBuilder(replace(prompt, title_tokens=99), tokenizer, titles, 512, 3)

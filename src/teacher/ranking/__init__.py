@@ -2,15 +2,11 @@
 
 hidden     one forward pass of the prompt, its last state against the item vectors; whole catalogue
 rerank     a pool retrieved by the frozen SASRec, ordered by the log-likelihood of the titles
-exact      log-likelihood of every title of the catalogue
-trie       beam search that can only write titles; log-likelihoods
+trie       beam search that can only write titles; log-likelihoods, of all titles where there are as many beams
 grounding  BIGRec: a text is generated freely; items by the L2 distance of their texts' states to its own
 """
 
-from collections.abc import Callable
-
-from src.teacher.ranking.base import SCORE_KIND, Context, Ranker
-from src.teacher.ranking.exact import ExactRanker
+from src.teacher.ranking.base import Context, Ranker
 from src.teacher.ranking.grounding import GroundingRanker
 from src.teacher.ranking.hidden import HiddenRanker, catalogue_scores, item_vectors, ndcg, rank_catalogue
 from src.teacher.ranking.rerank import RerankRanker
@@ -26,13 +22,8 @@ __all__ = [
     "rank_catalogue",
 ]
 
-_METHODS: dict[str, Callable[[Context], Ranker]] = {
-    "hidden": HiddenRanker,
-    "rerank": RerankRanker,
-    "exact": ExactRanker,
-    "trie": TrieRanker,
-    "grounding": GroundingRanker,
-}
+_METHODS = {"hidden": HiddenRanker, "rerank": RerankRanker, "trie": TrieRanker, "grounding": GroundingRanker}
+SCORE_KIND = {name: "distance" if name == "grounding" else "log_likelihood" for name in _METHODS}
 
 
 def make_ranker(context: Context) -> Ranker:

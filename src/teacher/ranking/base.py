@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.logging import progress
@@ -19,15 +18,9 @@ from src.teacher.config import IloraExportConfig
 from src.teacher.diagnostics import check_adapter
 from src.teacher.ilora_model import IloraModel
 from src.teacher.prompts import Example, collate
+from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.samples import SampleSource
 
-SCORE_KIND = {
-    "hidden": "log_likelihood",
-    "rerank": "log_likelihood",
-    "exact": "log_likelihood",
-    "trie": "log_likelihood",
-    "grounding": "distance",
-}
 _MASK_AT_ONCE = 16_000_000  # elements of a [B, F, T + F] attention mask
 
 
@@ -56,59 +49,48 @@ class Ranker(Protocol):
         """The k best items of every sample, rows in the order of `sample_ids`."""
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Some samples' prompts in one batch.
-
-    Attributes:
-        rows: [b] their positions among the samples asked for.
-        examples: the prompts.
-        gate: [b, K].
-    """
-
-    rows: np.ndarray
-    examples: list[Example]
-    gate: Tensor
-
-
 @torch.no_grad()
-def prompt_batches(
-    context: Context, sample_ids: np.ndarray, examples: list[Example], nodes: int
-) -> Iterator[Prompts]:
-    """Prompts of like length together, as many as batch size and memory allow.
+def prefixes(
+    context: Context, sample_ids: np.ndarray, examples: Sequence[Example], room: int, nodes: int, key: str
+) -> Iterator[tuple[np.ndarray, SharedPrefix]]:
+    """Prefilled prompts of like length, as many at once as batch size and memory allow; their gates are set.
 
     Args:
         examples: a prompt per sample.
+        room: tokens of the longest continuation.
         nodes: tokens of continuations that are read in one forward pass.
+        key: the setting to change where a prompt leaves no such room.
+
+    Yields:
+        (positions [b] among `sample_ids`, their prompts in a cache).
+
+    Raises:
+        UserError: a prompt with its continuation is longer than the LLM's context.
     """
-    model, histories = context.model, context.source.data.histories(sample_ids)
-    h_seq = context.source.encoder.h_seq(histories)
+    model, limit = context.model, context.source.builder.context
     lengths = np.array([len(e.ids) for e in examples])
+    longest = int(lengths.max())
+    if longest + room > limit:
+        found = f"a prompt of {longest} tokens and a title of {room}"
+        raise UserError(
+            found, f"at most {limit}, the LLM's context", f"{key}, or an LLM with a longer context"
+        )
+    h_seq = context.source.encoder.h_seq(context.source.data.histories(sample_ids))
     order = np.argsort(lengths, kind="stable")
-    rows_at_once = _MASK_AT_ONCE // max(1, nodes * (int(lengths.max()) + nodes))
-    size = max(1, min(context.export.batch_size, rows_at_once))
+    size = max(1, min(context.export.batch_size, _MASK_AT_ONCE // max(1, nodes * (longest + nodes))))
     # Of a shard, or what is asked for; a shard of a large LLM takes long.
     for i in progress(range(0, len(order), size), f"ranking {len(order)} samples"):
         rows = order[i : i + size]
-        yield Prompts(rows, [examples[r] for r in rows], model.gate(h_seq[rows].to(model.device)))
+        with model.gates.use(model.gate(h_seq[rows].to(model.device))):
+            batch = collate([examples[r] for r in rows]).to(model.device)
+            yield rows, SharedPrefix(model, batch, context.hybrid)
         check_stop()
-
-
-def fits(context: Context, examples: list[Example], continuation: int, key: str) -> None:
-    """Raise UserError unless every prompt leaves room for `continuation` tokens."""
-    longest = max(len(e.ids) for e in examples)
-    if longest + continuation > context.source.builder.context:
-        raise UserError(
-            f"a prompt of {longest} tokens and a title of {continuation}",
-            f"at most {context.source.builder.context}, the LLM's context",
-            f"{key}, or an LLM with a longer context",
-        )
 
 
 def best_rows(
     sample_ids: np.ndarray,
-    items: list[np.ndarray],
-    values: list[np.ndarray],
+    items: Sequence[np.ndarray],
+    values: Sequence[np.ndarray],
     target_values: np.ndarray,
     k: int,
     key: str,
@@ -136,21 +118,17 @@ def best_rows(
         by_id = np.argsort(ids, kind="stable")
         best = by_id[top_k(value[by_id][None], k)[0]]
         rankings[row], scores[row] = ids[best], value[best]
-    return TeacherRows(
-        np.asarray(sample_ids, np.int64), rankings, scores, np.asarray(target_values, np.float32)
-    )
+    target_scores = np.asarray(target_values, np.float32)
+    return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
 
 
 def not_finite(sample_id: int) -> UserError:
-    return UserError(
-        f"the teacher's scores of sample {sample_id} are not finite",
-        "finite scores",
-        "teacher.train.lr or teacher.train.precision",
-    )
+    found = f"the teacher's scores of sample {sample_id} are not finite"
+    return UserError(found, "finite scores", "teacher.train.lr or teacher.train.precision")
 
 
 def check_context(context: Context, sample_ids: np.ndarray) -> None:
-    """`watch.check_adapter` on the first sample's prompt."""
+    """`diagnostics.check_adapter` on the first sample's prompt."""
     source, device = context.source, context.model.device
     history = source.data.histories(sample_ids[:1])
     batch = collate([source.builder.build(history[0])]).to(device)

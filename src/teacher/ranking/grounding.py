@@ -6,35 +6,15 @@ hidden state of a text's last token; the original takes z from the model without
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 
 from src.core.teacher_store import TeacherRows
 from src.teacher.classical import top_k
 from src.teacher.embeddings import TextEmbedder
-from src.teacher.prompts import collate
-from src.teacher.ranking.base import Context, fits, not_finite, prompt_batches
-from src.teacher.ranking.beams import BeamState, Front
-from src.teacher.ranking.prefix import SharedPrefix
-from src.teacher.ranking.tree import title_tokens
-from src.teacher.ranking.tree_support import refuse_unfit
-
-
-@dataclass
-class Draft:
-    """What one prompt's beams have written.
-
-    Attributes:
-        texts: the tokens of each beam, best first.
-        scores: their log-likelihoods.
-        ended: (log-likelihood per token, tokens) of texts that ended.
-    """
-
-    texts: list[list[int]] = field(default_factory=lambda: [[]])
-    scores: list[float] = field(default_factory=lambda: [0.0])
-    ended: list[tuple[float, list[int]]] = field(default_factory=list)
+from src.teacher.ranking.base import Context, not_finite, prefixes
+from src.teacher.ranking.beams import write_texts
+from src.teacher.ranking.tree import refuse_unfit
 
 
 class GroundingRanker:
@@ -45,11 +25,8 @@ class GroundingRanker:
     def __init__(self, context: Context):
         refuse_unfit(context, "grounding")
         self.context, self.builder, export = context, context.source.builder, context.export
-        title_tokens(self.builder)
         self.embedder = TextEmbedder(context.model, self.builder, export.embedding, export.batch_size)
         self.items = torch.from_numpy(self.embedder.titles()[1:]).double()
-        eos = self.builder.tokens.tokenizer.eos_token_id
-        self.stop = {int(t) for t in self.builder.end_ids[:1]} | ({eos} if eos is not None else set())
 
     def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
         n = len(sample_ids)
@@ -71,47 +48,12 @@ class GroundingRanker:
     @torch.no_grad()
     def generate(self, sample_ids: np.ndarray) -> list[str]:
         """One text per sample."""
-        context, model, limit = self.context, self.context.model, self.context.export.max_new_tokens
-        histories = context.source.data.histories(sample_ids)
-        examples = [self.builder.build(h) for h in histories]
-        fits(context, examples, limit, "teacher.export.max_new_tokens")
+        context, builder, beams = self.context, self.builder, self.context.export.beams
+        limit, key = context.export.max_new_tokens, "teacher.export.max_new_tokens"
+        examples = [builder.build(h) for h in context.source.data.histories(sample_ids)]
         out = [""] * len(sample_ids)
-        nodes = context.export.beams * limit
-        for batch in prompt_batches(context, sample_ids, examples, nodes):
-            with model.gates.use(batch.gate):
-                prefix = SharedPrefix(model, collate(batch.examples).to(model.device), context.hybrid)
-                drafts = self._write(prefix, len(batch.rows), limit)
-            for row, draft in zip(batch.rows, drafts, strict=True):
-                unfinished = [(s / max(1, len(t)), t) for s, t in zip(draft.scores, draft.texts, strict=True)]
-                _, tokens = max(draft.ended or unfinished, key=lambda pair: pair[0])
-                out[row] = self.builder.tokens.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        for rows, prefix in prefixes(context, sample_ids, examples, limit, beams * limit, key):
+            texts = write_texts(prefix, len(rows), limit, builder.stop_ids, beams)
+            for row, tokens in zip(rows, texts, strict=True):
+                out[row] = builder.tokens.tokenizer.decode(tokens, skip_special_tokens=True).strip()
         return out
-
-    def _write(self, prefix: SharedPrefix, rows: int, limit: int) -> list[Draft]:
-        drafts, state = [Draft() for _ in range(rows)], BeamState(prefix)
-        for step in range(limit):
-            best = state.best_tokens([len(d.texts) for d in drafts], 2 * self.context.export.beams)
-            fronts = [self._advance(d, *b) for d, b in zip(drafts, best, strict=True)]
-            if step + 1 == limit or not any(len(f.tokens) for f in fronts):
-                break
-            state.extend(fronts)
-        return drafts
-
-    def _advance(self, draft: Draft, beam: np.ndarray, token: np.ndarray, step: np.ndarray) -> Front:
-        """Take the best continuations; a draft with enough ended texts stops."""
-        beams, texts, scores, came = self.context.export.beams, [], [], []
-        total = np.array([draft.scores[b] for b in beam]) + step
-        for i in np.argsort(-total, kind="stable"):
-            text = draft.texts[beam[i]]
-            if int(token[i]) in self.stop:
-                draft.ended.append((float(total[i]) / (len(text) + 1), text))
-            else:
-                texts.append([*text, int(token[i])])
-                scores.append(float(total[i]))
-                came.append(i)
-            if len(texts) == beams or len(draft.ended) >= beams:
-                break
-        if len(draft.ended) >= beams:
-            texts, scores, came = [], [], []
-        draft.texts, draft.scores = texts, scores
-        return Front(beam[came].astype(np.int64), token[came].astype(np.int64))

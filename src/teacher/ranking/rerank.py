@@ -9,11 +9,9 @@ from src.core.errors import UserError
 from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherRows
 from src.teacher.classical import top_k
-from src.teacher.prompts import Example, collate
-from src.teacher.ranking.base import Context, best_rows, fits, prompt_batches
-from src.teacher.ranking.prefix import SharedPrefix
-from src.teacher.ranking.tree import TitleTree, naive_scores, title_tokens, tree_scores
-from src.teacher.ranking.tree_support import refuse_unfit
+from src.teacher.prompts import Example
+from src.teacher.ranking.base import Context, best_rows, prefixes
+from src.teacher.ranking.tree import TitleTree, refuse_unfit, tree_scores
 
 _POOLS_AT_ONCE = 512
 
@@ -28,7 +26,6 @@ class RerankRanker:
     def __init__(self, context: Context):
         refuse_unfit(context, "rerank")
         self.context, self.builder = context, context.source.builder
-        self.titles = title_tokens(self.builder)
         data, export = context.source.data, context.export
         room = data.n_items - (data.max_history if export.exclude_history else 0)
         if export.pool > room:
@@ -62,27 +59,13 @@ class RerankRanker:
 
     @torch.no_grad()
     def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
-        data, model, hybrid = self.context.source.data, self.context.model, self.context.hybrid
+        data, titles, key = self.context.source.data, self.builder.answers, "teacher.export.pool"
         pools, targets = self.pools(sample_ids), data.targets(sample_ids)
         histories = data.histories(sample_ids)
         examples = [self.prompt(*row) for row in zip(sample_ids.tolist(), histories, pools, strict=True)]
-        answers = [
-            [self.titles[i] for i in (*pool, target)] for pool, target in zip(pools, targets, strict=True)
-        ]
-        fits(self.context, examples, max(len(t) for a in answers for t in a), "teacher.export.pool")
-        nodes = max(sum(map(len, a)) for a in answers)
-        values: list[np.ndarray] = [np.empty(0)] * len(sample_ids)
-        for batch in prompt_batches(self.context, sample_ids, examples, nodes):
-            own = [answers[r] for r in batch.rows]
-            if self.context.export.shared_prefix:
-                with model.gates.use(batch.gate):
-                    prefix = SharedPrefix(model, collate(batch.examples).to(model.device), hybrid)
-                    found = tree_scores(prefix, [TitleTree.of(a) for a in own])
-            else:
-                found = naive_scores(model, batch.examples, own, batch.gate, hybrid)
-            for row, value in zip(batch.rows, found, strict=True):
-                values[row] = value
-        of_targets = np.array([v[-1] for v in values])
-        return best_rows(
-            sample_ids, list(pools), [v[:-1] for v in values], of_targets, k, "teacher.export.pool"
-        )
+        answers = [[titles[i] for i in (*pool, t)] for pool, t in zip(pools, targets, strict=True)]
+        room, nodes = max(len(t) for a in answers for t in a), max(sum(map(len, a)) for a in answers)
+        values = np.empty((len(sample_ids), self.context.export.pool + 1))  # the target's is the last
+        for rows, prefix in prefixes(self.context, sample_ids, examples, room, nodes, key):
+            values[rows] = tree_scores(prefix, [TitleTree.of(answers[r]) for r in rows])
+        return best_rows(sample_ids, list(pools), list(values[:, :-1]), values[:, -1], k, key)
