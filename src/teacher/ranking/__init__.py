@@ -6,6 +6,8 @@ trie       beam search that can only write titles; log-likelihoods, of all title
 grounding  BIGRec: a text is generated freely; items by the L2 distance of their texts' states to its own
 """
 
+from collections.abc import Callable
+
 from src.teacher.ranking.base import Context, Ranker
 from src.teacher.ranking.grounding import GroundingRanker
 from src.teacher.ranking.hidden import HiddenRanker, catalogue_scores, item_vectors, ndcg, rank_catalogue
@@ -22,7 +24,12 @@ __all__ = [
     "rank_catalogue",
 ]
 
-_METHODS = {"hidden": HiddenRanker, "rerank": RerankRanker, "trie": TrieRanker, "grounding": GroundingRanker}
+_METHODS: dict[str, Callable[[Context], Ranker]] = {
+    "hidden": HiddenRanker,
+    "rerank": RerankRanker,
+    "trie": TrieRanker,
+    "grounding": GroundingRanker,
+}
 SCORE_KIND = {name: "distance" if name == "grounding" else "log_likelihood" for name in _METHODS}
 
 
