@@ -5,12 +5,14 @@ user=ID             after all that this user of the dataset had, or
 history=[A,B,...]   after these items, oldest first: raw ids or titles ("history=[50,Star Wars (1977)]")
 k=10                length of the list
 exclude_history=true  leave out the items of the history
+search=int8         how the catalogue is searched: float32 | int8 (exact as well, for many items) | ann (approximate)
 """
 
 from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +21,46 @@ import yaml
 from src.core.data_utils import InteractionData, open_dataset
 from src.core.errors import UserError
 from src.core.paths import processed_dir
-from src.core.runs import read_run
+from src.core.runs import RunRecord, read_run
 
-_KEYS = ("run", "user", "history", "k", "exclude_history")
+_KEYS = ("run", "user", "history", "k", "exclude_history", "search")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    return command(__doc__, lambda given: answer(parse(given)), arguments)
+
+
+def command(usage: str | None, act: Callable[[list[str]], str], arguments: list[str] | None) -> int:
+    """Print what `act` says about the arguments, or its one-line error; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or {"-h", "--help"} & set(arguments):
-        sys.stdout.write(str(__doc__))
+        sys.stdout.write(str(usage))
         return 0
     try:
-        sys.stdout.write(answer(parse(arguments)))
+        sys.stdout.write(act(arguments))
     except UserError as e:
         sys.stderr.write(f"error: {e}\n")
         return 2
     return 0
 
 
-def parse(arguments: list[str]) -> dict[str, Any]:
-    """`key=value` arguments, checked; raises UserError."""
-    values: dict[str, Any] = {"k": "10", "exclude_history": "false"}
+def key_values(arguments: list[str], keys: Sequence[str]) -> dict[str, Any]:
+    """`key=value` arguments, only `keys`; raises UserError."""
+    values: dict[str, Any] = {}
     for argument in arguments:
         key, sign, text = argument.partition("=")
-        if not sign or key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
+        if not sign or key not in keys:
+            near = difflib.get_close_matches(key, keys, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"{argument!r}", f"one of {', '.join(_KEYS)} as key=value{hint}", "that argument")
+            raise UserError(f"{argument!r}", f"one of {', '.join(keys)} as key=value{hint}", "that argument")
         values[key] = text
+    return values
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """`key=value` arguments, checked; raises UserError."""
+    defaults = {"k": "10", "exclude_history": "false", "search": "float32"}
+    values: dict[str, Any] = defaults | key_values(arguments, _KEYS)
     if not values["k"].isdecimal():
         raise UserError(f"k={values['k']}", "a number of items", "k")
     if values["exclude_history"] not in ("true", "false"):
@@ -83,14 +97,12 @@ def answer(asked: dict[str, Any]) -> str:
     Raises:
         UserError: not a student's run, an unknown user or item, or a list longer than the catalogue.
     """
-    run = read_run(Path(asked["run"]))
-    if run.stage not in ("student_baseline", "distill"):
-        raise UserError(f"{run.folder} is a run of {run.stage}", "student_baseline or distill", "run")
+    run = student_run(asked["run"])
     data = open_dataset(processed_dir(run.metrics["dataset"], run.metrics["dataset_fingerprint"]))
     history = _of_user(asked["user"], data) if "user" in asked else _items(asked["history"], data)
     from src.student.serving import load_student
 
-    student = load_student(run.folder / "models" / "student")
+    student = load_student(run.folder / "models" / "student", search=asked["search"])
     raw = [data.raw_items[i] for i in history]
     found = student.recommend(raw, asked["k"], asked["exclude_history"])
     seen = history[-data.max_history :]
@@ -100,6 +112,14 @@ def answer(asked: dict[str, Any]) -> str:
     lines += [f"{n:4}. {r.title} [{r.raw_id}]  {r.score:.3f}" for n, r in enumerate(found, 1)]
     printable = ("".join(c if c.isprintable() else "?" for c in line) for line in lines)
     return "\n".join(printable) + "\n"
+
+
+def student_run(folder: str) -> RunRecord:
+    """The record of a run that made a student; raises UserError where it made none."""
+    run = read_run(Path(folder))
+    if run.stage not in ("student_baseline", "distill"):
+        raise UserError(f"{run.folder} is a run of {run.stage}", "student_baseline or distill", "run")
+    return run
 
 
 def _of_user(user: str, data: InteractionData) -> list[int]:

@@ -188,8 +188,8 @@ class SASRec(Student):
     def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         columns = history.shape[1]
         x = self.dropout(self.embed(history, tables) + self.positions[self.max_history - columns :])
-        seen = torch.ones(columns, columns, dtype=torch.bool, device=history.device).tril()
-        itself = torch.eye(columns, dtype=torch.bool, device=history.device)
+        place = torch.arange(columns, device=history.device)
+        seen, itself = place[:, None] >= place, place[:, None] == place
         # A padding position looks at itself only: a row without any key would be NaN. Nobody looks at it.
         mask = ((seen & (history > 0)[:, None, :]) | itself).unsqueeze(1)
         for i, block in enumerate(self.blocks):
@@ -217,7 +217,7 @@ class SASRecDLLM2Rec(Student):
 
     def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         real = history > 0
-        from_oldest = (real.cumsum(1) - 1).clamp(min=0)
+        from_oldest = (real.long().cumsum(1) - 1).clamp(min=0)
         x = self.dropout(self.embed(history, tables) + self.positions(from_oldest)) * real.unsqueeze(-1)
         h = self.norm_1(x[:, -1])
         q = self.query(h)
@@ -256,7 +256,7 @@ class GRU4Rec(Student):
     def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         aligned, length = oldest_first(history, history.shape[1])
         states, _ = self.gru(self.dropout(self.embed(aligned, tables)))
-        return self.dropout(states[torch.arange(len(states), device=states.device), length - 1])
+        return self.dropout(states[torch.arange(states.shape[0], device=states.device), length - 1])
 
 
 class Caser(Student):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.paths import processed_dir
 from src.core.run import Run
-from src.exp import compare, report
+from src.exp import compare, export_onnx, report
 from src.exp.examples import examples
 from src.exp.page import write_page
 from src.exp.recommend import main, parse
@@ -131,6 +132,10 @@ def test_answer_of_one_user(
     expected = student.recommend([demo_data.raw_items[i] for i in owned], 5)
     for number, best in enumerate(expected, 1):
         assert f"{number}. {best.title} [{best.raw_id}]" in out
+    assert main([f"run={run}", f"user={users[0]}", "k=5", "search=int8"]) == 0
+    assert capsys.readouterr().out == out
+    assert main([f"run={run}", f"user={users[0]}", "search=hnsw"]) == 2
+    assert "search=hnsw; expected one of float32, int8, ann" in capsys.readouterr().err
     by_hand = [demo_data.raw_items[owned[0]], demo_data.titles[owned[1]].upper()]
     assert main([f"run={run}", f"history=[{','.join(by_hand)}]", "exclude_history=true", "k=3"]) == 0
     out = capsys.readouterr().out
@@ -156,6 +161,30 @@ def test_answers_that_cannot_be_given(rows, arguments: list[str], says: str, cap
     assert main([f"run={rows[0].runs[0].folder}", *arguments]) == 2
     captured = capsys.readouterr()
     assert says in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_export_onnx(rows: list[compare.Row], tmp_path: Path, capsys) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run, out = rows[0].runs[0].folder, tmp_path / "served"
+    assert export_onnx.main([f"run={run}", f"out={out}"]) == 0
+    assert "scores [B, " in capsys.readouterr().out
+    recommender = load_student(run / "models" / "student")
+    session = onnxruntime.InferenceSession(out / "student.onnx")
+    history = np.zeros((1, recommender.student.max_history), np.int64)
+    history[0, -2:] = (3, 1)
+    (scores,) = session.run(None, {"history": history})[0]
+    raw_ids = json.loads((out / "catalogue.json").read_text())["raw_ids"]
+    best = recommender.recommend([raw_ids[2], raw_ids[0]], 5)
+    assert [raw_ids[c] for c in np.argsort(-scores)[:5]] == [r.raw_id for r in best]
+    for arguments, says in (
+        ([f"run={run}", f"out={out}"], f"{out} exists; expected a new folder"),
+        (["out=x"], "expected run=FOLDER"),
+        (["rnu=x"], "did you mean run?"),
+        ([f"run={tmp_path / 'none'}"], "status.json is missing"),
+    ):
+        assert export_onnx.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
 
 
 def test_ids_are_text() -> None:
