@@ -121,8 +121,7 @@ def prepared(raw: str | None, *overrides: str) -> IloraTeacher:
     small = ["teacher.llm.tiny.epochs=0", "teacher.encoder.max_epochs=1", "teacher.prompt.candidates=20"]
     data_config, config = composed(*dataset, *small, *overrides)
     teacher = IloraTeacher(config, load_dataset(data_config))
-    teacher.accelerator = teacher._accelerator()
-    teacher.load()
+    teacher.open()
     teacher.model.eval()
     return teacher
 

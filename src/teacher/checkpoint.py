@@ -61,7 +61,7 @@ def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path
 
 
 def save_teacher(folder: Path, model: IloraModel, fields: dict[str, Any]) -> None:
-    """Write the trained parts to `folder` (atomically) and verify that they read back bit for bit.
+    """Write the trained parts to `folder`, atomically; `IloraTeacher.prepare` reads them back and compares answers.
 
     Args:
         fields: identity for the manifest (fingerprint, dataset, LLM, ...).
@@ -73,10 +73,6 @@ def save_teacher(folder: Path, model: IloraModel, fields: dict[str, Any]) -> Non
             save_file({k: v.contiguous() for k, v in state[name].items()}, tmp / f"{name}.safetensors")
         count = sum(t.numel() for part in state.values() for t in part.values())
         write_manifest(tmp, {"format_version": FORMAT_VERSION, "trained_parameters": count, **fields})
-        for part, tensors in _read_parts(tmp).items():
-            for name, tensor in tensors.items():
-                if not torch.equal(tensor, state[part][name]):
-                    raise RuntimeError(f"{folder}: {part} {name} was not written as it is in memory")
 
 
 @torch.no_grad()

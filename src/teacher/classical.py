@@ -16,7 +16,6 @@ import scipy.sparse as sp
 from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
-from src.core.metrics import Ranks
 from src.core.run import Stopwatch
 from src.core.teacher_store import TeacherRows, locate
 from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig, TeacherConfig
@@ -97,21 +96,6 @@ class ClassicalTeacher:
             scores[rows] = np.take_along_axis(batch, columns, axis=1)
             target_scores[rows] = batch[np.arange(len(batch)), self.data.targets(sample_ids[rows]) - 1]
         return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
-
-    def exact_ranks(self, sample_ids: np.ndarray) -> Ranks:
-        """Ranks of the targets over the whole catalogue, by the rule that students are measured with."""
-        import torch  # here: counting needs it for nothing else, and it loads for seconds
-
-        from src.student.evaluator import ranks_from_scores
-
-        ranks = []
-        for rows in self._batches(len(sample_ids)):
-            ids = sample_ids[rows]
-            scores = torch.from_numpy(np.array(self.score_all(ids)))
-            items = (self.data.targets(ids), self.data.histories(ids), self.data.pasts(ids))
-            target, *excluded = (torch.from_numpy(i).long() for i in items)
-            ranks.append(torch.stack(ranks_from_scores(scores, target, *excluded)))
-        return Ranks(np.asarray(sample_ids, np.int64), *torch.cat(ranks, dim=1).numpy().astype(np.int32))
 
     def choose(self, candidates: CandidateSet) -> dict[str, Choices]:
         size = self._batches(len(candidates.sample_ids))[0].stop

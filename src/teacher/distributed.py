@@ -67,15 +67,6 @@ class Team:
         return broadcast_object_list([value])[0]
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The block runs in the main process first, and in the others when it has ended there."""
-        if not self.main:
-            self.agree(True)
-        yield
-        if self.main:
-            self.agree(True)
-
-    @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
         """The lock of an artifact, held by the main process for all."""
         if not self.main:

@@ -78,30 +78,32 @@ class IloraTeacher:
             UserError: settings that do not fit the data or the LLM, or a training that went wrong.
         """
         if (rows := self.config.overfit) is not None:
-            raise UserError(
-                f"a teacher with teacher.overfit={rows}", "null: it is no result", "teacher.overfit"
-            )
+            found = f"a teacher with teacher.overfit={rows}"
+            raise UserError(found, "null: it is no result", "teacher.overfit")
         team = self.open(run)
         with team.lock(self.folder):
             reused = team.agree(is_complete(self.folder))
             if not reused:
                 self._train(run)
                 team.agree(True)  # the others wait until the main process has saved
-            before = None if reused else self._probe()
-            if not reused:
+                before = self._probe()
                 forget_trained(self.model)  # what was not saved stays unusable, and the comparison shows it
-            manifest = load_teacher(
-                self.folder, self.model, fingerprint=self.fingerprint, llm=self.llm_identity
-            )
-            if before is not None and not torch.equal(before, self._probe()):
+            expect = {"fingerprint": self.fingerprint, "llm": self.llm_identity}
+            manifest = load_teacher(self.folder, self.model, **expect)
+            if not reused and not torch.equal(before, self._probe()):
                 raise RuntimeError(
                     f"{self.folder}: the reloaded teacher answers otherwise than the trained one"
                 )
-            self._check_encoder(manifest.get("encoder_weights"))
+            if (weights := manifest.get("encoder_weights")) not in (None, self.encoder.weights):
+                raise UserError(
+                    f"{self.folder} was trained with an encoder of the weights {weights}",
+                    f"{self.encoder.weights}, those of the encoder that is there now",
+                    f"delete {self.folder} to train again, or restore the earlier weights",
+                )
             trained = {n: h for n, h in manifest["files"].items() if n.endswith(".safetensors")}
             parts = {"encoder": self.encoder.weights, "llm": self.llm_identity, "trained": trained}
             self._weights = fingerprint(parts)
-            if self.accelerator.is_main_process:  # the checkpoint, also one that a kill left
+            if team.main:  # the checkpoint, also one that a kill left
                 shutil.rmtree(work_dir("teacher", self.fingerprint), ignore_errors=True)
         self.model.eval()
         self._ranker = None
@@ -111,69 +113,77 @@ class IloraTeacher:
         return self._weights
 
     def open(self, run: Run | None = None) -> Team:
-        """The processes, their device, and everything up to the untrained model."""
-        team = self._team()  # before the accelerator, for which its timeout holds too
-        self.accelerator = self._accelerator()
-        self.load(run)
-        return team
-
-    def load(self, run: Run | None = None) -> None:
-        """LLM, prompts, encoder and an untrained model. What may be refused comes before what is trained.
+        """The processes of the launch, and everything up to the untrained model. What may be refused comes before
+        what is trained.
 
         Args:
             run: TensorBoard of the encoder's training (not of a fold's: one curve per tag).
         """
         config, data = self.config, self.data
+        team = self._team()  # before the accelerator, for which its timeout holds too
+        self.accelerator = self._accelerator()
         folder, self.llm_seconds = self.embedded_llm(), 0.0
         if folder is not None:
             made = read_json(folder / MANIFEST)
             self.llm_seconds = number_in(made, "train_seconds", folder, f"delete {folder}")
         llm = load_llm(config.llm, folder)
-        self._check(llm.bidirectional)
+        if llm.bidirectional and config.objective.lm > 0:
+            found = f"teacher.objective.lm={config.objective.lm} with a bidirectional LLM"
+            raise UserError(found, "0: it cannot write an answer", "teacher.objective.lm")
         self.builder = PromptBuilder(config.prompt, llm.tokenizer, data.titles, llm.context, config.seed)
-        self.encoder = frozen_encoder(
-            config.encoder, data, config.seed, self.subset, None if self.subset is not None else run
-        )
+        curves = None if self.subset is not None else run
+        self.encoder = frozen_encoder(config.encoder, data, config.seed, self.subset, curves)
         prior = config.objective.item > 0 and config.objective.prior == "sasrec"
         self.source = SampleSource(data, self.builder, self.encoder, prior)
         self.llm_identity = llm.identity
         if (chat := self.builder.chat) is not None:  # a template may change with tokenizer and transformers
             self.llm_identity = {**llm.identity, "chat": [chat.before, chat.after, chat.end]}
         seed_everything(config.seed, "teacher_init")
-        counts = np.bincount(data.targets(self.learnable_ids()), minlength=data.n_items + 1)
+        counts = np.bincount(data.targets(self.train_sample_ids()), minlength=data.n_items + 1)
         self.model = IloraModel(config, llm, self.encoder.item_table(), torch.from_numpy(counts))
         self.model.to(self.accelerator.device)
         check_reading(self.model)
         if config.llm.compile:
             compile_blocks(self.model.llm, self.model.gates)
+        return team
 
     def embedded_llm(self) -> Path | None:
         """The folder of the embedded LLM, made now if it is not there; None with another LLM."""
         config, team = self.config, self._team()
         if config.llm.tiny is None:
             return None
-        with team.main_first():  # Hugging Face writes a model in the main process only
-            device = self._accelerator().device
-            return tiny_llm_folder(
-                config.llm.tiny, config.prompt, self.data, config.seed, device, self.subset
-            )
+        if team.main:  # Hugging Face writes a model in the main process only
+            folder = self._tiny_llm()
+        team.agree(True)
+        return folder if team.main else self._tiny_llm()
+
+    def _tiny_llm(self) -> Path:
+        c, device = self.config, self._accelerator().device
+        assert c.llm.tiny is not None
+        return tiny_llm_folder(c.llm.tiny, c.prompt, self.data, c.seed, device, self.subset)
+
+    def _team(self) -> Team:
+        return Team.join(cpu=self.config.train.device == "cpu")
+
+    def _accelerator(self) -> Accelerator:
+        train = self.config.train
+        if train.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("teacher.train.device=cuda without a GPU", "auto or cpu", "teacher.train.device")
+        return Accelerator(cpu=train.device == "cpu", mixed_precision=train.precision)
 
     def given(self) -> dict[str, Any]:
         """Weights that it starts from and no fingerprint holds: a checkpoint goes on with the same only."""
         llm = {f"llm {name}": value for name, value in self.llm_identity.items()}
         return llm | {"encoder weights": self.encoder.weights}
 
-    def learnable_ids(self) -> np.ndarray:
-        return self.data.splits["train"] if self.subset is None else self.subset
-
     def train_sample_ids(self) -> np.ndarray:
         """All that the frozen encoder learned from: its scores and vectors are a part of this teacher, so a row
         is out of sample only where neither encoder nor LLM saw its target."""
-        return self.learnable_ids()
+        return self.data.splits["train"] if self.subset is None else self.subset
 
     def llm_sample_ids(self) -> np.ndarray:
         """[n] ascending ids that the LLM's adapter is trained on: of the selected ones, `train.samples`."""
-        ids, count = self.learnable_ids(), self.config.train.samples
+        ids, count = self.train_sample_ids(), self.config.train.samples
         if self.tuned is not None:
             ids = np.intersect1d(ids, self.tuned)
         if count is None or count >= len(ids):
@@ -230,24 +240,19 @@ class IloraTeacher:
         self._ranker = None
 
     def item_embeddings(self) -> np.ndarray:
+        """[N+1, D]: the head's vectors, or the LLM's states of the titles (without the adapter: once per LLM)."""
         export = self.config.export
         # An untrained head has no item vectors: those of the LLM as it is are its states of the titles.
-        if export.embedding.source == "text" or not len(self.llm_sample_ids()):
-            return self._title_vectors()
-        vectors = item_vectors(self.model, self.source, self.hybrid).float().cpu().numpy()
-        return np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
-
-    def _title_vectors(self) -> np.ndarray:
-        """[N+1, H] the LLM's states of the titles; without the adapter they are computed once per LLM."""
-        export = self.config.export
+        if export.embedding.source == "head" and len(self.llm_sample_ids()):
+            vectors = item_vectors(self.model, self.source, self.hybrid).float().cpu().numpy()
+            return np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
         embedder = TextEmbedder(self.model, self.builder, export.embedding, export.batch_size)
         if export.embedding.weights == "adapted":
             return embedder.titles()
-        settings = {"embedding": determining(export.embedding), "titles": fingerprint(self.builder.titles)}
         kept = kept_states(
             self.data,
             fingerprint([self.config.llm.identity(), self.llm_identity]),
-            settings,
+            {"embedding": determining(export.embedding), "titles": fingerprint(self.builder.titles)},
             lambda: (embedder.titles()[1:], self.llm_identity),
         )
         return np.concatenate([np.zeros((1, kept.table.shape[1]), np.float32), kept.table])
@@ -313,29 +318,3 @@ class IloraTeacher:
         self.model.eval()
         with self.model.gates.use(self.model.gate(self.encoder.h_seq(history).to(self.model.device))):
             return self.model.states(batch, self.hybrid)
-
-    def _team(self) -> Team:
-        return Team.join(cpu=self.config.train.device == "cpu")
-
-    def _accelerator(self) -> Accelerator:
-        train = self.config.train
-        if train.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("teacher.train.device=cuda without a GPU", "auto or cpu", "teacher.train.device")
-        return Accelerator(cpu=train.device == "cpu", mixed_precision=train.precision)
-
-    def _check_encoder(self, learned_with: str | None) -> None:
-        """Raises UserError where the encoder was trained again since."""
-        if learned_with not in (None, self.encoder.weights):
-            raise UserError(
-                f"{self.folder} was trained with an encoder of the weights {learned_with}",
-                f"{self.encoder.weights}, those of the encoder that is there now",
-                f"delete {self.folder} to train again, or restore the earlier weights",
-            )
-
-    def _check(self, bidirectional: bool) -> None:
-        if bidirectional and self.config.objective.lm > 0:
-            raise UserError(
-                f"teacher.objective.lm={self.config.objective.lm} with a bidirectional LLM",
-                "0: it cannot write an answer",
-                "teacher.objective.lm",
-            )

@@ -2,6 +2,8 @@
 
 Samples that the teacher was trained on are shown apart: a teacher that repeats its training rows looks
 good on them and teaches nothing new. Written beside the store as `<fp>.quality/`: JSON, Markdown, a plot.
+
+All figures are one long table of (group, model, metric, slice, value); tables and plot are cuts of it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from src.teacher.factory import build_teacher, build_teacher_config
 from src.teacher.interfaces import Teacher
 from src.teacher.quality_report import KS, markdown, plot
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _COUNTS = (0, 1, 5, 20)  # where slices by the target's training count begin
 _FLOOR = 1e-8  # as in the confidence weights of `distill`
 log = get_logger(__name__)
@@ -52,21 +54,18 @@ def references(
     All learned from the training split. SASRec with the settings and the seed of an iLoRA teacher's encoder is that
     encoder: nothing is trained again. TF-IDF is what the words of the titles alone know: a language model has to beat it.
     """
-    made: dict[str, Teacher] = {}
-    if encoder is not None:
-        made["sasrec"] = build_teacher(
-            SasrecConfig(name="sasrec", kind="sasrec", seed=seed, encoder=encoder, folds=1, export=export),
-            data,
-        )
-    made["popularity"] = build_teacher(
-        PopularityConfig(name="popularity", kind="popularity", seed=seed, export=export), data
-    )
     problems: list[str] = []
     shipped = OmegaConf.to_container(OmegaConf.load(CONF / "teacher" / "tfidf.yaml"))
-    if (words := build_teacher_config(shipped, "teacher", problems)) is None:  # type: ignore[arg-type]
+    if (tfidf := build_teacher_config(shipped, "teacher", problems)) is None:  # type: ignore[arg-type]
         raise ConfigError(problems)
-    made["tfidf"] = build_teacher(words, data)
-    for name in list(made):
+    common: dict[str, Any] = {"seed": seed, "export": export}
+    configs = {"popularity": PopularityConfig(name="popularity", kind="popularity", **common), "tfidf": tfidf}
+    if encoder is not None:
+        sasrec = SasrecConfig(name="sasrec", kind="sasrec", encoder=encoder, folds=1, **common)
+        configs = {"sasrec": sasrec, **configs}
+    made = {}
+    for name, config in configs.items():
+        made[name] = build_teacher(config, data)
         try:
             made[name].prepare(None)
         except UserError as e:
@@ -98,6 +97,10 @@ def quality_report(
         confidence_k: candidates K whose confidence weights are looked at (`distill` uses as many).
         max_rows: samples per group at most; a larger group is drawn from by seed.
 
+    Returns:
+        `groups` {name: {n: samples looked at, of: samples there are}}, `figures`
+        [[group, model, metric, slice, value]], and what they are about.
+
     Raises:
         UserError: `confidence_k` exceeds the store's lists.
     """
@@ -105,20 +108,18 @@ def quality_report(
         raise UserError(
             f"confidence_k={confidence_k}", f"<= top_k {store.top_k} of the store", "distill.top_k"
         )
-    own, groups = str(store.manifest["teacher"]), {}
-    for name, split, rows, of in _groups(store, train_ids, max_rows, seed):
+    own, groups, figures = str(store.manifest["teacher"]), {}, []
+    for group, split, rows, of in _groups(store, train_ids, max_rows, seed):
         lists = {own: rows}
         for other in others.keys() - lists.keys():
             lists[other] = others[other].rank(split, rows.sample_ids, store.top_k)
-        log.info("quality: %s, %d of %d samples", name, len(rows.sample_ids), of)
-        groups[name] = {
-            "n": len(rows.sample_ids),
-            "of": of,
-            "models": {
-                m: _figures(lists[m], data, lists.get("sasrec")) for m in dict.fromkeys([own, *others])
-            },
-            "confidence": _confidence(rows.scores[:, :confidence_k], store.score_kind),
-        }
+        log.info("quality: %s, %d of %d samples", group, len(rows.sample_ids), of)
+        groups[group] = {"n": len(rows.sample_ids), "of": of}
+        for model in dict.fromkeys([own, *others]):
+            found = _figures(lists[model], data, lists.get("sasrec"))
+            figures += [[group, model, *figure] for figure in found]
+        confidence = _confidence(rows.scores[:, :confidence_k], store.score_kind)
+        figures += [[group, own, *figure] for figure in confidence]
     return {
         "format_version": FORMAT_VERSION,
         "dataset": data.name,
@@ -131,6 +132,7 @@ def quality_report(
         "confidence_k": confidence_k,
         "trained_on": len(train_ids),
         "groups": groups,
+        "figures": figures,
     }
 
 
@@ -151,35 +153,33 @@ def _groups(
                 yield f"{split}, {part}", split, TeacherRows(*(np.asarray(a[at]) for a in arrays)), of
 
 
-def _figures(rows: TeacherRows, data: InteractionData, sasrec: TeacherRows | None) -> dict[str, Any]:
+def _figures(
+    rows: TeacherRows, data: InteractionData, sasrec: TeacherRows | None
+) -> Iterator[tuple[str, str, float]]:
+    """(metric, slice, value); history items are ranked like all others except in the slice `excl.`."""
     targets, histories = data.targets(rows.sample_ids), data.histories(rows.sample_ids)
     k = rows.rankings.shape[1]
     ranked, excluded = (ranks_in_lists(rows.rankings, rows.scores, targets, h) for h in (None, histories))
-    figures = {
-        "history_ranked": ranking_metrics(ranked, KS, k),
-        "history_excluded": ranking_metrics(excluded, KS, shortest_list(rows.rankings, histories)),
-        "contains_target": float((ranked <= k).mean()),
-        "by_popularity": _by_popularity(ranked, data.train_counts()[targets], k),
-        "mean_target_score": float(rows.target_scores.astype(np.float64).mean()),
-    }
+    yield from ((m, "", v) for m, v in ranking_metrics(ranked, KS, k).items())
+    shortest = shortest_list(rows.rankings, histories)
+    yield from ((m, "excl.", v) for m, v in ranking_metrics(excluded, KS, shortest).items())
+    yield "contains target", "", float((ranked <= k).mean())
+    yield "mean target score", "", float(rows.target_scores.astype(np.float64).mean())
     if sasrec is not None:
-        lengths = sorted({min(10, k), k})
-        figures["overlap_with_sasrec"] = {
-            f"@{n}": overlap(rows.rankings[:, :n], sasrec.rankings[:, :n]) for n in lengths
-        }
-    return figures
+        for n in sorted({min(10, k), k}):
+            yield f"overlap{n} with sasrec", "", overlap(rows.rankings[:, :n], sasrec.rankings[:, :n])
+    yield from _by_popularity(ranked, data.train_counts()[targets], k)
 
 
-def _by_popularity(ranked: np.ndarray, counts: np.ndarray, k: int) -> dict[str, dict[str, float]]:
+def _by_popularity(ranked: np.ndarray, counts: np.ndarray, k: int) -> Iterator[tuple[str, str, float]]:
     """NDCG@20 (or of the whole list where it is shorter) by how often the target is a training target."""
-    at, out = min(20, k), {}
+    at = min(20, k)
     for low, high in zip(_COUNTS, (*_COUNTS[1:], None), strict=True):
         chosen = (counts >= low) & (True if high is None else counts < high)
         name = f"{low}+" if high is None else str(low) if high == low + 1 else f"{low}–{high - 1}"
         if chosen.any():
             value = ranking_metrics(ranked[chosen], (at,), k)[f"NDCG@{at}"]
-            out[name] = {"n": int(chosen.sum()), f"NDCG@{at}": value}
-    return out
+            yield f"NDCG@{at} by training count of the target", f"{name} (n {chosen.sum()})", value
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -207,14 +207,12 @@ def confidence_entropy(scores: np.ndarray, score_kind: str, scaling: str) -> np.
     return -(q * np.log(q)).sum(axis=1) / np.log(max(q.shape[1], 2))
 
 
-def _confidence(scores: np.ndarray, score_kind: str) -> dict[str, dict[str, float]]:
-    out = {}
+def _confidence(scores: np.ndarray, score_kind: str) -> Iterator[tuple[str, str, float]]:
     for scaling in ("minmax", "none"):
-        entropy = confidence_entropy(scores, score_kind, scaling)
-        names = ("p05", "p50", "p95")
-        shares = {n: float(v) for n, v in zip(names, np.quantile(entropy, [0.05, 0.5, 0.95]), strict=True)}
-        out[scaling] = {"mean": float(entropy.mean()), **shares}
-    return out
+        entropy, metric = confidence_entropy(scores, score_kind, scaling), f"confidence entropy, {scaling}"
+        yield metric, "", float(entropy.mean())
+        for name, at in (("p05", 0.05), ("p50", 0.5), ("p95", 0.95)):
+            yield metric, name, float(np.quantile(entropy, at))
 
 
 def ensure_quality(

@@ -200,8 +200,7 @@ def trained_of(folder_of, make_config, demo_data, teacher_roots):
     def make(name: str):
         if name not in made:
             teacher = teacher_of(folder_of(name), make_config, demo_data)
-            teacher.accelerator = teacher._accelerator()
-            teacher.load()
+            teacher.open()
             before = logits(teacher, demo_data.splits["test"][:6])
             made[name] = before, teacher, teacher.prepare(None)
         return made[name]
@@ -311,8 +310,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(
         teacher = teacher_of(
             folder_of(name), make_config, demo_data, f"teacher.llm.gradient_checkpointing={checkpointing}"
         )
-        teacher.accelerator = teacher._accelerator()
-        teacher.load()
+        teacher.open()
         model = teacher.model.train()
         torch.manual_seed(0)
         for n, p in model.llm.named_parameters():

@@ -66,8 +66,7 @@ def run(demo_data, teacher_roots):
     """A trained teacher with what happened in each step, and the untrained one's loss."""
     config = compose_teacher(*SMALL)
     teacher = IloraTeacher(config, demo_data)
-    teacher.accelerator = teacher._accelerator()
-    teacher.load()
+    teacher.open()
     before = answer_loss(teacher)
     steps: list[dict] = []
     with pytest.MonkeyPatch.context() as patch:

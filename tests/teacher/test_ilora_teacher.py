@@ -163,7 +163,7 @@ def test_only_the_named_parts_train_and_the_base_stays_bit_equal(make_config, de
             [
                 "teacher.objective.item=0.0",
                 "teacher.objective.lm=1.0",
-                "teacher.export.ranking=exact",
+                "teacher.export.ranking=trie",
                 "teacher.export.embedding.source=text",
             ],
             "head",

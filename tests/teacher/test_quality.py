@@ -31,7 +31,7 @@ from src.teacher.quality import (
     quality_report,
     write_quality,
 )
-from src.teacher.quality_report import markdown
+from src.teacher.quality_report import markdown, of_group
 from tests.compose import composed
 
 N, L, K = 20, 2, 5
@@ -101,32 +101,37 @@ def test_groups_keep_trained_rows_apart(report: dict):
 
 
 def test_hand_worked_figures(report: dict):
-    own = {name: g["models"]["stub"] for name, g in report["groups"].items()}
+    own = {name: of_group(report, name)["stub"] for name in report["groups"]}
     seen = own["train, in sample"]  # ranks 1 and 3; without the history 1 and 2
-    assert seen["history_ranked"]["HitRatio@1"] == 0.5 and seen["history_ranked"]["HitRatio@3"] == 1.0
-    assert seen["history_ranked"]["NDCG@3"] == pytest.approx((1 + 0.5) / 2)
-    assert seen["history_excluded"]["NDCG@3"] == pytest.approx((1 + 1 / math.log2(3)) / 2)
-    assert own["train, out of sample"]["contains_target"] == 0.0
+    assert seen["HitRatio@1", ""] == 0.5 and seen["HitRatio@3", ""] == 1.0
+    assert seen["NDCG@3", ""] == pytest.approx((1 + 0.5) / 2)
+    assert seen["NDCG@3", "excl."] == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert own["train, out of sample"]["contains target", ""] == 0.0
     test = own["test, out of sample"]  # ranks 5 and 1
-    assert test["contains_target"] == 1.0
-    assert test["history_ranked"]["NDCG@5"] == pytest.approx((1 / math.log2(6) + 1) / 2)
-    assert test["mean_target_score"] == -2.0
-    others = report["groups"]["test, out of sample"]["models"]
-    assert others["sasrec"]["contains_target"] == others["popularity"]["history_ranked"]["NDCG@5"] == 0.0
+    assert test["contains target", ""] == 1.0
+    assert test["NDCG@5", ""] == pytest.approx((1 / math.log2(6) + 1) / 2)
+    assert test["mean target score", ""] == -2.0
+    others = of_group(report, "test, out of sample")
+    assert others["sasrec"]["contains target", ""] == others["popularity"]["NDCG@5", ""] == 0.0
 
 
 def test_no_figure_beyond_the_lists(report: dict):
-    figures = report["groups"]["train, in sample"]["models"]["stub"]
-    assert max(int(m.partition("@")[2]) for m in figures["history_ranked"]) == K
+    figures = of_group(report, "train, in sample")["stub"]
+
+    def largest(part: str) -> int:
+        return max(int(m.partition("@")[2]) for m, p in figures if p == part and m.startswith("HitRatio"))
+
+    assert largest("") == K
     # sample 2 lists nothing of its history 1, 2; sample 3 lists the 2 of 2, 3: one list keeps four items
-    assert max(int(m.partition("@")[2]) for m in figures["history_excluded"]) == 3, "the largest K up to 4"
+    assert largest("excl.") == 3, "the largest K up to 4"
 
 
 def test_overlap_with_sasrec(report: dict):
     """Of [9 10 11 12 7] four, of [8 10 11 12 13] four are among SASRec's 9..13."""
-    models = report["groups"]["test, out of sample"]["models"]
-    assert models["stub"]["overlap_with_sasrec"] == {"@5": pytest.approx(0.8)}
-    assert models["sasrec"]["overlap_with_sasrec"] == {"@5": 1.0}
+    models = of_group(report, "test, out of sample")
+    assert models["stub"]["overlap5 with sasrec", ""] == pytest.approx(0.8)
+    assert models["sasrec"]["overlap5 with sasrec", ""] == 1.0
+    assert [m for m, _ in models["stub"] if m.startswith("overlap")] == ["overlap5 with sasrec"]
     a, b = np.array([[1, 2], [3, 4]]), np.array([[2, 9], [1, 2]])
     assert overlap(a, b) == 0.25, "items count within their own row only"
 
@@ -141,8 +146,12 @@ def test_confidence_entropy_is_that_of_the_distillation(report: dict):
     equal = confidence_entropy(np.full((1, 4), -3.0), "log_likelihood", "minmax")
     assert equal.tolist() == pytest.approx([1.0])
     # Raw -log p of .4 .2 .2: weights 1/2 1/4 1/4, entropy 1.5 bits of log2(3).
-    got = report["groups"]["test, out of sample"]["confidence"]["none"]
-    assert got["mean"] == got["p50"] == pytest.approx(1.5 / math.log2(3), abs=1e-6)
+    got = of_group(report, "test, out of sample")["stub"]
+    assert (
+        got["confidence entropy, none", ""]
+        == got["confidence entropy, none", "p50"]
+        == pytest.approx(1.5 / math.log2(3), abs=1e-6)
+    )
 
 
 def test_large_groups_are_drawn_from_by_seed(tmp_path: Path):
@@ -151,7 +160,7 @@ def test_large_groups_are_drawn_from_by_seed(tmp_path: Path):
     one, again, other = (quality_report(store, toy(), TRAINED_ON, others, **how, seed=s) for s in (1, 1, 4))
     assert one == again and one["groups"]["test, out of sample"]["n"] == 1
     assert one["groups"]["test, out of sample"]["of"] == 2
-    assert one["groups"] != other["groups"], "seeds 1 and 4 draw different rows of two"
+    assert one["figures"] != other["figures"], "seeds 1 and 4 draw different rows of two"
 
 
 def test_more_candidates_than_listed(tmp_path: Path):
@@ -183,8 +192,12 @@ def test_a_store_exported_anew_gets_a_report_of_its_own(tmp_path: Path, monkeypa
     ensure_quality(anew, toy(), TRAINED_ON, **how)
     second = json.loads((folder / "quality.json").read_text())
     assert second != json.loads(first)
-    models = second["groups"]["test, out of sample"]["models"]
+    models = {m: without_confidence(f) for m, f in of_group(second, "test, out of sample").items()}
     assert models["stub"] == models["sasrec"], "the new rows are SASRec's"
+
+
+def without_confidence(figures: dict) -> dict:
+    return {c: v for c, v in figures.items() if not c[0].startswith("confidence")}
 
 
 def test_markdown_says_what_the_numbers_are(report: dict):
@@ -195,8 +208,8 @@ def test_markdown_says_what_the_numbers_are(report: dict):
     assert len(blocks) == 2 * len(report["groups"]) and "by training count of the target" in text
     assert "## train, in sample: 2 samples\n" in text
     assert "NDCG@1 of stub is" not in text, "nothing is divided by a zero"
-    drawn = {**report["groups"]["test, out of sample"], "of": 77}
-    assert "2 samples, drawn from 77" in markdown({**report, "groups": {"test": drawn}})
+    drawn = {"test, out of sample": {"n": 2, "of": 77}}
+    assert "2 samples, drawn from 77" in markdown({**report, "groups": drawn})
 
 
 def test_of_a_real_teacher(demo_data: InteractionData, roots: Path):
@@ -226,9 +239,9 @@ def test_of_a_real_teacher(demo_data: InteractionData, roots: Path):
     folder = ensure_quality(store, demo_data, teacher.train_sample_ids(), export, 1, encoder())
     report = json.loads((folder / "quality.json").read_text())
     assert set(report["groups"]) == {"train, in sample", "valid, out of sample", "test, out of sample"}
-    for group in report["groups"].values():
-        assert list(group["models"]) == ["knn", "sasrec", "popularity", "tfidf"]
-    ndcg = {n: g["models"]["knn"]["history_ranked"]["NDCG@10"] for n, g in report["groups"].items()}
+    models = {name: of_group(report, name) for name in report["groups"]}
+    assert all(list(m) == ["knn", "sasrec", "popularity", "tfidf"] for m in models.values())
+    ndcg = {name: m["knn"]["NDCG@10", ""] for name, m in models.items()}
     assert ndcg["train, in sample"] > ndcg["test, out of sample"], "a co-occurrence model knows its own rows"
     written = (folder / "quality.json").stat().st_mtime_ns
     assert ensure_quality(store, demo_data, teacher.train_sample_ids(), export, 1, None) == folder
@@ -244,8 +257,11 @@ def encoder() -> StudentConfig:
 
 def test_slices_by_the_targets_training_count():
     ranked, counts = np.array([1, 3, 2, 50, 1]), np.array([0, 1, 4, 5, 20])
-    found = _by_popularity(ranked, counts, 100)
-    assert {name: s["n"] for name, s in found.items()} == {"0": 1, "1–4": 2, "5–19": 1, "20+": 1}
-    assert found["1–4"]["NDCG@20"] == pytest.approx((1 / math.log2(4) + 1 / math.log2(3)) / 2)
-    assert found["0"]["NDCG@20"] == 1.0 and found["5–19"]["NDCG@20"] == 0.0
-    assert list(_by_popularity(ranked[1:2], counts[1:2], 7)) == ["1–4"]  # empty slices are not shown
+    found = list(_by_popularity(ranked, counts, 100))
+    assert {metric for metric, _, _ in found} == {"NDCG@20 by training count of the target"}
+    values = {part: value for _, part, value in found}
+    assert list(values) == ["0 (n 1)", "1–4 (n 2)", "5–19 (n 1)", "20+ (n 1)"]
+    assert values["1–4 (n 2)"] == pytest.approx((1 / math.log2(4) + 1 / math.log2(3)) / 2)
+    assert values["0 (n 1)"] == 1.0 and values["5–19 (n 1)"] == 0.0
+    empty = list(_by_popularity(ranked[1:2], counts[1:2], 7))  # empty slices are not shown
+    assert [part for _, part, _ in empty] == ["1–4 (n 1)"]
