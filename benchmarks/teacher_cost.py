@@ -205,7 +205,7 @@ def training_step(hidden: int, layers: int, rounds: int) -> float:
 
 def compilation(hidden: int, layers: int, rounds: int, batch: int = 8) -> float:
     """Compiled blocks against the same blocks as they are, gated; returns the ratio of the training steps."""
-    from src.teacher.compiled import compile_blocks
+    from src.teacher.llm import compile_blocks
 
     sides = {}
     for name in ("as is", "compiled"):

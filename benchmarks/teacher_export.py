@@ -35,7 +35,7 @@ from src.core.paths import CONF
 from src.core.store_writer import StoreWriter
 from src.core.teacher_store import TeacherRows
 from src.teacher.config import IloraConfig
-from src.teacher.config_llm import LLMConfig
+from src.teacher.config_parts import LLMConfig
 from src.teacher.factory import build_teacher_config
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from src.core.paths import processed_dir, resolve
 from src.exp.settings import Settings
 from src.student.config import StudentConfig
 from src.teacher.config import IloraConfig, members_of
-from src.teacher.config_llm import LLMConfig
+from src.teacher.config_parts import LLMConfig
 
 GIB = 2**30
 UTILISATION = 0.4  # of a named device's peak; well-tuned training of a 7B model reaches .4 to .5

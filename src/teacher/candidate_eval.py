@@ -45,11 +45,8 @@ def by_language(context: Context, candidates: CandidateSet) -> dict[str, Choices
 @torch.no_grad()
 def by_item_scores(context: Context, candidates: CandidateSet) -> Choices:
     """The choices of a teacher trained with the `item` objective."""
-    model, source = context.model, context.source
-    how = {"hybrid": context.hybrid, "batch_size": context.export.batch_size}
-    vectors = item_vectors(model, source, context.hybrid)
     hits = np.empty(candidates.items.shape[:2], bool)
-    for rows, log_p in catalogue_scores(model, source, candidates.sample_ids, vectors, **how):
+    for rows, log_p in catalogue_scores(context, candidates.sample_ids, item_vectors(context)):
         hits[:, rows] = candidates.hits(log_p.cpu().numpy(), rows)
     return Choices(hits, np.ones_like(hits))
 

@@ -14,10 +14,17 @@ from pydantic import Field
 from src.core.artifacts import fingerprint
 from src.core.config import config_group, determining, setting
 from src.student.config import StudentConfig
-from src.teacher.config_llm import GateConfig, LLMConfig, LoraSettings, TinyLLMConfig
-from src.teacher.config_prompt import PromptConfig
-from src.teacher.config_text import SimilarityConfig, TitleStatesConfig
-from src.teacher.config_training import ObjectiveConfig, TrainConfig
+from src.teacher.config_parts import (
+    GateConfig,
+    LLMConfig,
+    LoraSettings,
+    ObjectiveConfig,
+    PromptConfig,
+    SimilarityConfig,
+    TinyLLMConfig,
+    TitleStatesConfig,
+    TrainConfig,
+)
 
 FORMAT_VERSION = 1
 _FOLDS = "1: rows of train by a teacher trained on them; n: cross-fitted in n parts"

@@ -28,7 +28,6 @@ from src.core.teacher_store import TeacherStore, locate
 from src.teacher.config import ExportConfig, IloraExportConfig, TeacherConfig
 from src.teacher.distributed import Team
 from src.teacher.factory import build_teacher
-from src.teacher.folds import split_folds
 from src.teacher.interfaces import Teacher
 
 _GIB = 2**30
@@ -57,6 +56,30 @@ def export_ids(
         count = max(1, round(config.train_share * len(train)))
         train = np.sort(numpy_stream(seed, "export").choice(train, size=count, replace=False))
     return {split: train if split == "train" else data.splits[split] for split in config.splits}
+
+
+def split_folds(data: InteractionData, folds: int, seed: int) -> list[np.ndarray]:
+    """Cross-fitting (`teacher.folds`): the training split in parts of about equally many samples, each ascending.
+
+    A part holds whole users: a later sample's history contains the targets of its user's earlier samples, so that a
+    teacher trained on any of a user's samples has read them.
+
+    Users are shuffled by seed and dealt out one after the other, each to the part with the fewest samples.
+
+    Raises:
+        UserError: more folds than users.
+    """
+    train = np.asarray(data.splits["train"])
+    users, samples = np.unique(data.users_of(train), return_inverse=True)
+    if folds > len(users):
+        raise UserError(f"teacher.folds={folds}", f"<= {len(users)} users", "teacher.folds")
+    order = numpy_stream(seed, "folds", folds).permutation(len(users))
+    counts = np.bincount(samples)
+    fold, sizes = np.empty(len(users), np.int64), np.zeros(folds, np.int64)
+    for user in order:
+        fold[user] = sizes.argmin()
+        sizes[fold[user]] += counts[user]
+    return [train[fold[samples] == part] for part in range(folds)]
 
 
 def fill_store(

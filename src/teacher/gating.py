@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.core.errors import UserError
-from src.teacher.config_llm import GateConfig
+from src.teacher.config_parts import GateConfig
 
 
 class GateControl:
@@ -59,7 +59,7 @@ class GateControl:
         return names
 
     @contextmanager
-    def use(self, gate: Tensor, repeat: int = 1) -> Iterator[None]:
+    def use(self, gate: Tensor) -> Iterator[None]:
         """Weigh the experts by `gate` until the block ends.
 
         With gradient checkpointing the forward pass runs again in backward, so the block must
@@ -67,12 +67,10 @@ class GateControl:
 
         Args:
             gate: [B, K] weights, row b for row b of the batch; rows sum to 1.
-            repeat: batch rows per gate row (beams), neighbouring rows sharing a gate.
         """
         if gate.dim() != 2 or gate.shape[1] != self.experts:
             raise ValueError(f"gate {tuple(gate.shape)}, expected [B, {self.experts}]")
         factor = gate.repeat_interleave(self.rank // self.experts, dim=1) * self.experts
-        factor = factor.repeat_interleave(repeat, dim=0)
         if self.compiled:
             factor = factor.clone()  # no view: its base's sizes would be guarded, too
             # A batch of B = r rows would make B = r a law of the compiled code, and other batches compile anew.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,22 @@ from src.core.seed import numpy_stream, seed_everything
 from src.core.teacher_store import TeacherRows
 from src.teacher.candidate_eval import by_item_scores, by_language
 from src.teacher.checkpoint import forget_trained, load_teacher, save_teacher
-from src.teacher.compiled import compile_blocks
 from src.teacher.config import IloraConfig, model_fingerprint
 from src.teacher.diagnostics import check_reading
 from src.teacher.distributed import Team
-from src.teacher.embeddings import TextEmbedder
 from src.teacher.encoder import frozen_encoder
 from src.teacher.find_batch_size import BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.kept_states import kept_states
+from src.teacher.llm import compile_blocks
 from src.teacher.llm_loading import load_llm
 from src.teacher.prompts import PromptBuilder, collate
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
-from src.teacher.ranking.base import Context, check_context
+from src.teacher.ranking.base import check_context
 from src.teacher.ranking.hidden import catalogue_scores
-from src.teacher.samples import SampleSource
+from src.teacher.samples import Context, SampleSource
 from src.teacher.tiny_llm import tiny_llm_folder
+from src.teacher.title_states import TextEmbedder
 from src.teacher.trainer import TeacherProgress, TeacherTrainer
 
 log = get_logger(__name__)
@@ -200,8 +199,7 @@ class IloraTeacher:
 
         def scored(size: int) -> np.ndarray:
             ranker: Any = self._ranker_with(size, sample_ids)
-            how: dict[str, Any] = {"hybrid": self.hybrid, "batch_size": size}
-            for rows, log_p in catalogue_scores(self.model, self.source, sample_ids, ranker.items, **how):
+            for rows, log_p in catalogue_scores(ranker.context, sample_ids, ranker.items):
                 out[rows] = log_p.cpu().numpy()
             return out
 
@@ -225,8 +223,8 @@ class IloraTeacher:
         return out | {"frozen_sasrec": choose_by_scores(candidates, sasrec, 1024)}
 
     def _context(self, batch_size: int) -> Context:
-        export = replace(self.config.export, batch_size=batch_size)
-        return Context(self.model, self.source, export, self.hybrid, self.config.seed)
+        context = Context(self.model, self.source, self.config.export, self.hybrid, self.config.seed)
+        return context.with_batch(batch_size)
 
     def _ranker_with(self, batch_size: int, sample_ids: np.ndarray) -> Ranker:
         if self._ranker is None:
@@ -244,7 +242,7 @@ class IloraTeacher:
         export = self.config.export
         # An untrained head has no item vectors: those of the LLM as it is are its states of the titles.
         if export.embedding.source == "head" and len(self.llm_sample_ids()):
-            vectors = item_vectors(self.model, self.source, self.hybrid).float().cpu().numpy()
+            vectors = item_vectors(self._context(1)).float().cpu().numpy()
             return np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
         embedder = TextEmbedder(self.model, self.builder, export.embedding, export.batch_size)
         if export.embedding.weights == "adapted":

@@ -17,16 +17,8 @@ from src.core.logging import get_logger
 from src.core.paths import data_root
 
 _KEY = "teacher.llm.path"
-_READ = (
-    ".safetensors",
-    ".json",
-    ".model",
-    ".txt",
-    ".jinja",
-    ".tiktoken",
-    ".gguf",
-    ".py",
-)  # what loading may read
+# What loading may read.
+_READ = {".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken", ".gguf", ".py"}
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
 _LFS = b"version https://git-lfs"
 _REMEMBERED = 2**26  # bytes: smaller files are hashed each time
@@ -94,43 +86,40 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _no_model(path: Path) -> UserError:
     """Why `path` is no folder of a model, by what lies there."""
-    expected, key = "a folder in Hugging Face layout", _KEY
+    found, expected, fix = f"{path} holds no config.json", "a folder in Hugging Face layout", _KEY
     if not path.exists():
-        found = f"{path} holds no config.json: there is no such folder"
+        found += ": there is no such folder"
     elif path.is_file():
         found = f"{path} is a file"
         if path.suffix == ".gguf":
-            expected, key = "the whole file of a model", "teacher/llm to gguf"
+            expected, fix = "the whole file of a model", "teacher/llm to gguf"
     elif (path / "adapter_config.json").is_file():
         base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
         found, expected = f"{path} holds an adapter without config.json", f"the folder of its base ({base})"
     elif any(path.glob("*.gguf")):
-        found, key = (
-            f"{path} holds no config.json but a GGUF file",
-            "teacher/llm to gguf, and path to that file",
-        )
-    else:
-        found = f"{path} holds no config.json"
-    return UserError(found, expected, key)
+        found, fix = f"{found} but a GGUF file", "teacher/llm to gguf, and path to that file"
+    return UserError(found, expected, fix)
+
+
+def _refuse_pointer(file: Path) -> None:
+    with open(file, "rb") as f:
+        if f.read(len(_LFS)) == _LFS:
+            fix = "its folder: run `git lfs pull` there"
+            raise UserError(f"{file} is a Git LFS pointer", "the file itself", fix)
 
 
 def _check_whole(file: Path) -> None:
     """Not empty, no pointer of Git LFS, JSON where its name says so, of the length that a safetensors header says."""
-    size = file.stat().st_size
+    size, again = file.stat().st_size, f"{_KEY}, or copy it again"
+    if size == 0:
+        raise UserError(f"{file} is empty", "the file of a whole model", _KEY)
+    _refuse_pointer(file)
     with open(file, "rb") as f:
-        head = f.read(len(_LFS))
-        if head == _LFS:
-            raise UserError(
-                f"{file} is a Git LFS pointer", "the file itself", "its folder: run `git lfs pull` there"
-            )
-        if size == 0:
-            raise UserError(f"{file} is empty", "the file of a whole model", _KEY)
-        f.seek(0)
         if file.suffix == ".json":
             try:
                 json.load(f)
             except (ValueError, RecursionError) as e:
-                raise UserError(f"{file} cannot be read: {e}", "JSON", f"{_KEY}, or copy it again") from None
+                raise UserError(f"{file} cannot be read: {e}", "JSON", again) from None
         if file.suffix != ".safetensors":
             return
         length = int.from_bytes(f.read(8), "little")
@@ -138,32 +127,23 @@ def _check_whole(file: Path) -> None:
             header: Any = json.loads(f.read(length)) if 8 + length <= size else None
             ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise UserError(
-                f"{file} has no safetensors header", "a whole safetensors file", f"{_KEY}, or copy it again"
-            ) from None
-    whole = 8 + length + max(ends, default=0)
+            found = f"{file} has no safetensors header"
+            raise UserError(found, "a whole safetensors file", again) from None
     if not ends:
         raise UserError(f"{file} holds no tensor", "the weights of a model", _KEY)
-    if size != whole:
-        raise UserError(
-            f"{file} has {size} bytes", f"{whole}, as its header says", f"{_KEY}, or copy it again"
-        )
+    if size != (whole := 8 + length + max(ends)):
+        raise UserError(f"{file} has {size} bytes", f"{whole}, as its header says", again)
 
 
 def _check_adapter(path: Path, merge: bool) -> None:
-    there = (path / "adapter_config.json").is_file()
+    there, key = (path / "adapter_config.json").is_file(), "teacher.llm.merge_adapter"
     if there and not merge:
-        raise UserError(
-            f"{path} holds an adapter (adapter_config.json) beside the weights",
-            "weights alone",
-            "teacher.llm.merge_adapter to true to add it to them, or move the adapter's files away",
-        )
+        fix = f"{key} to true to add it to them, or move the adapter's files away"
+        found = f"{path} holds an adapter (adapter_config.json) beside the weights"
+        raise UserError(found, "weights alone", fix)
     if merge and not there:
-        raise UserError(
-            f"teacher.llm.merge_adapter=true, but {path} holds no adapter_config.json",
-            "an adapter beside the weights",
-            "teacher.llm.merge_adapter",
-        )
+        found = f"{key}=true, but {path} holds no adapter_config.json"
+        raise UserError(found, "an adapter beside the weights", key)
 
 
 def _check_weights(path: Path) -> None:
@@ -181,27 +161,19 @@ def _check_weights(path: Path) -> None:
         return
     weights = [f for f in _files(path) if f.suffix == ".safetensors" and not f.name.startswith("adapter_")]
     if weights:
-        raise UserError(f"{index} is missing", f"the index of {sorted(weights)[0].name}", _KEY)
-    pickles = sorted(p for kind in ("bin", "pt", "pth", "ckpt") for p in path.glob(f"*.{kind}"))
-    if pickles:
-        raise UserError(
-            f"{pickles[0]} is pickled, and pickles are not read",
-            "model.safetensors (load it once with transformers and `save_pretrained`)",
-            _KEY,
-        )
+        raise UserError(f"{index} is missing", f"the index of {min(weights).name}", _KEY)
+    if pickles := sorted(p for kind in ("bin", "pt", "pth", "ckpt") for p in path.glob(f"*.{kind}")):
+        expected = "model.safetensors (load it once with transformers and `save_pretrained`)"
+        raise UserError(f"{pickles[0]} is pickled, and pickles are not read", expected, _KEY)
     raise UserError(f"{path} cannot be loaded: it holds no weights", "model.safetensors", _KEY)
 
 
 def _check_gguf(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} does not exist", "a GGUF file", _KEY)
+    _refuse_pointer(path)
     with open(path, "rb") as f:
-        head = f.read(len(_LFS))
-    if head == _LFS:
-        raise UserError(
-            f"{path} is a Git LFS pointer", "the file itself", "its folder: run `git lfs pull` there"
-        )
-    if head[:4] != b"GGUF":
-        raise UserError(f"{path} does not begin with GGUF", "a GGUF file", _KEY)
+        if f.read(4) != b"GGUF":
+            raise UserError(f"{path} does not begin with GGUF", "a GGUF file", _KEY)
     if "-of-" in path.stem:
         raise UserError(f"{path} is a part of a split GGUF file", "one file (gguf-split --merge)", _KEY)

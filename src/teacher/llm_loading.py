@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from huggingface_hub import constants
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,14 +31,18 @@ from src.core.logging import get_logger
 from src.core.paths import resolve
 from src.teacher.chat import chat_frame
 from src.teacher.config import TeacherConfig, members_of
-from src.teacher.config_llm import LLMConfig
+from src.teacher.config_parts import LLMConfig
 from src.teacher.llm import LoadedLLM
-from src.teacher.llm_checks import check_tokenizer, reads_both_sides, refuse_incomplete, refuse_not_finite
-from src.teacher.llm_errors import load_error
+from src.teacher.llm_checks import (
+    check_tokenizer,
+    load_error,
+    reads_both_sides,
+    refuse_incomplete,
+    refuse_not_finite,
+)
 from src.teacher.llm_files import check_files, files_hash
-from src.teacher.merge_adapter import merged, without_adapter
 
-_PATH = "teacher.llm.path"
+_PATH, _MERGE = "teacher.llm.path", "teacher.llm.merge_adapter"
 log = get_logger(__name__)
 
 
@@ -118,7 +126,7 @@ def load_llm(config: LLMConfig, folder: Path | None = None) -> LoadedLLM:
         log.warning("teacher.llm.trust_remote_code=true: Python code that comes with %s is run", source.label)
     model, tokenizer, hf_config, bidirectional = _open(config, source, weights=True)
     if config.merge_adapter:
-        model = merged(model, Path(source.name))
+        model = _merged(model, Path(source.name))
     refuse_not_finite(model, source.label)
     model.requires_grad_(False)
     if config.gradient_checkpointing:
@@ -157,7 +165,7 @@ def _open(
         tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
         _no_base_dropout(hf_config)
         auto = AutoModel if bidirectional else AutoModelForCausalLM
-        with without_adapter(source.name) if config.merge_adapter else nullcontext(source.name) as name:
+        with _without_adapter(source.name) if config.merge_adapter else nullcontext(source.name) as name:
             model, report = auto.from_pretrained(
                 name,
                 config=hf_config,
@@ -206,3 +214,40 @@ def _no_base_dropout(hf_config: Any) -> None:
             setattr(hf_config, name, 0.0)
     if getattr(hf_config, "layerdrop", 0.0):
         hf_config.layerdrop = 0.0
+
+
+@contextmanager
+def _without_adapter(folder: str) -> Iterator[str]:
+    """A folder of links to all files but the adapter's: transformers would load that by itself, unmerged."""
+    with tempfile.TemporaryDirectory() as links:
+        for file in Path(folder).iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(links) / file.name).symlink_to(file.resolve())
+        yield links
+
+
+def _merged(model: nn.Module, folder: Path) -> nn.Module:
+    """The model with the adapter in `folder` added to its weights (`teacher.llm.merge_adapter`).
+
+    Raises:
+        UserError: an adapter that does not fit the model, or whose tensors are not all there.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file} is missing", "the adapter's weights", _MERGE)
+    try:
+        adapted = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+        tensors, expected = load_file(file), get_peft_model_state_dict(adapted)
+        for name in sorted(tensors.keys() ^ expected.keys()):
+            found = f"{file} {'lacks' if name in expected else 'has an unknown'} {name}"
+            raise UserError(found, "the adapter of these weights", _MERGE)
+        set_peft_model_state_dict(adapted, tensors)
+        merged = adapted.merge_and_unload()
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{folder}: the adapter cannot be merged: {' '.join(str(e).split())[:300]}",
+            "an adapter that peft can add to these weights",
+            _MERGE,
+        ) from e
+    log.info("merged the adapter in %s into the weights", folder)
+    return merged

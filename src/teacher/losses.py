@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.teacher.item_head import ItemHead
+from src.teacher.ilora_model import ItemHead
 from src.teacher.llm import token_logits
 from src.teacher.prompts import IGNORE
 

@@ -25,7 +25,7 @@ from src.core.candidates import CandidateSampler
 from src.core.errors import UserError
 from src.core.seed import derive
 from src.teacher.chat import ChatFrame, chat_frame
-from src.teacher.config_prompt import PromptConfig, Template
+from src.teacher.config_parts import PromptConfig, Template
 from src.teacher.prompt_tokens import PromptTokens, readable_titles
 
 PLACEHOLDER = -1

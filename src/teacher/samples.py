@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.core.data_utils import InteractionData
+from src.teacher.config import IloraExportConfig
 from src.teacher.encoder import FrozenEncoder
 from src.teacher.find_batch_size import BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
@@ -122,6 +123,28 @@ class SampleSource:
         """The texts that stand for the items, in id order."""
         texts = [self.builder.item_text(i) for i in range(1, self.data.n_items + 1)]
         return [collate(texts[i : i + size]) for i in range(0, len(texts), size)]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A teacher with what it is asked about: what ranking, evaluation and validation work with.
+
+    Attributes:
+        model, source: the trained teacher and its samples.
+        export: `teacher.export`.
+        hybrid: placeholders carry item vectors.
+        seed: of the order in which candidates are listed.
+    """
+
+    model: IloraModel
+    source: SampleSource
+    export: IloraExportConfig
+    hybrid: bool
+    seed: int
+
+    def with_batch(self, size: int) -> Context:
+        """The same with `size` samples per forward pass."""
+        return replace(self, export=replace(self.export, batch_size=size))
 
 
 def _equal(a: list[Tensor], b: list[Tensor]) -> bool:

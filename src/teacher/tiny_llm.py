@@ -27,8 +27,7 @@ from src.core.run import Stopwatch
 from src.core.seed import numpy_stream, seed_everything
 from src.core.signals import check_stop
 from src.teacher.config import llm_fingerprint
-from src.teacher.config_llm import TinyLLMConfig
-from src.teacher.config_prompt import PromptConfig
+from src.teacher.config_parts import PromptConfig, TinyLLMConfig
 from src.teacher.prompts import PLACEHOLDER, PromptBuilder
 
 FORMAT_VERSION = 2  # the manifest names its own fingerprint

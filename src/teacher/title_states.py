@@ -1,8 +1,9 @@
-"""Title states of a plain language model: no adapter, no item vectors, each title once."""
+"""Vectors of texts from a language model: titles as item vectors, and the space in which BIGRec grounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ from src.core.logging import get_logger, progress
 from src.core.run import Stopwatch
 from src.core.signals import check_stop
 from src.student.models import device_of
-from src.teacher.config import TextConfig
+from src.teacher.config import EmbeddingConfig, TextConfig
+from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import LoadedLLM, backbone
 from src.teacher.llm_loading import load_llm
 from src.teacher.prompt_tokens import PromptTokens, readable_titles
+from src.teacher.prompts import PromptBuilder
 
 log = get_logger(__name__)
 
@@ -43,18 +46,10 @@ def title_states(config: TextConfig, titles: Sequence[str]) -> tuple[np.ndarray,
             or a state that is not finite.
     """
     llm, settings, watch = load_llm(config.llm), config.text, Stopwatch()
-    if (
-        settings.pooling == "last"
-        and llm.bidirectional
-        or settings.pooling == "cls"
-        and not llm.bidirectional
-    ):
-        kind = "encoder" if llm.bidirectional else "causal LM"
-        raise UserError(
-            f"teacher.text.pooling={settings.pooling} with {config.llm.path}, {'an' if llm.bidirectional else 'a'} {kind}",
-            "mean or cls" if llm.bidirectional else "mean or last",
-            "teacher.text.pooling",
-        )
+    if settings.pooling == ("last" if llm.bidirectional else "cls"):
+        kind, expected = ("an encoder", "cls") if llm.bidirectional else ("a causal LM", "last")
+        found = f"teacher.text.pooling={settings.pooling} with {config.llm.path}, {kind}"
+        raise UserError(found, f"mean or {expected}", "teacher.text.pooling")
     model = llm.model.eval().to(device_of(settings.device))
     check_layers(model, settings.layers, "teacher.text.layers")
     texts = _tokenised(llm, settings.prompt, titles)
@@ -67,16 +62,18 @@ def title_states(config: TextConfig, titles: Sequence[str]) -> tuple[np.ndarray,
         bidirectional=llm.bidirectional,
     )
     table = found.cpu().numpy()
-    if not np.isfinite(table).all():
-        bad = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
-        raise UserError(
-            f"the state of title {titles[bad + 1]!r} is not finite", "finite states", "teacher.llm.dtype"
-        )
+    _check_finite(table, titles, "teacher.llm.dtype")
     seconds, count = watch.seconds(), sum(len(t.ids) for t in texts)
     log.info(
         "title states: %d titles, %d tokens, %.0f tokens/s", len(texts), count, count / max(seconds, 1e-9)
     )
     return table, llm.identity
+
+
+def _check_finite(table: np.ndarray, titles: Sequence[str], fix: str) -> None:
+    """Raises UserError naming the first of `titles` (entry 0 unused) whose row of [N, H] is not finite."""
+    if len(bad := np.flatnonzero(~np.isfinite(table).all(axis=1))):
+        raise UserError(f"the state of title {titles[bad[0] + 1]!r} is not finite", "finite states", fix)
 
 
 def check_layers(model: nn.Module, layers: Sequence[int], key: str) -> None:
@@ -184,3 +181,57 @@ def _pooled(
         return states[torch.arange(len(texts), device=device), read.sum(dim=1).to(device) - 1]
     weights = words.unsqueeze(-1).to(device)
     return (states * weights).sum(1) / weights.sum(1)
+
+
+class TextEmbedder:
+    """Bare texts (no item vectors, no user's gate) -> hidden states of the LLM.
+
+    Args:
+        model: the teacher.
+        builder: its prompts; gives tokenizer and titles.
+        config: layer, pooling, with or without the adapter.
+        batch_size: texts per forward pass.
+    """
+
+    def __init__(self, model: IloraModel, builder: PromptBuilder, config: EmbeddingConfig, batch_size: int):
+        self.model, self.builder, self.config, self.batch_size = model, builder, config, batch_size
+        check_layers(model.llm.get_base_model(), (config.layer,), "teacher.export.embedding.layer")
+
+    def tokens(self, text: str) -> list[int]:
+        """A text as a title is read; nothing at all reads as the end of an answer."""
+        ids = self.builder.tokens.of(" " + text.strip(" ")) if text.strip() else []
+        return ids or self.builder.end_ids[:1]
+
+    def titles(self) -> np.ndarray:
+        """[N+1, H] float32, row 0 zeros.
+
+        Raises:
+            UserError: an embedding that is not finite.
+        """
+        vectors = self.embed(self.builder.titles[1:])
+        table = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors.cpu().numpy()])
+        _check_finite(table[1:], self.builder.titles, "teacher.llm.dtype or teacher.train.lr")
+        return table
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """[M, H] float32, on the model's device; one text's vector does not depend on the others."""
+        start, context = self.builder.tokens.start, self.builder.context
+        ids = [[*start, *self.tokens(t)][:context] for t in texts]
+        # The start token carries no word of the title.
+        tokens = [TokenText(i, len(start), len(i)) for i in ids]
+        was_training = self.model.training
+        self.model.eval()
+        with ExitStack() as stack:
+            stack.enter_context(self.model.gates.uniform())
+            if self.config.weights == "base":
+                stack.enter_context(self.model.llm.disable_adapter())
+            out = pooled_states(
+                backbone(self.model.llm),
+                tokens,
+                (self.config.layer,),
+                self.config.pooling,
+                self.batch_size,
+                bidirectional=self.model.bidirectional,
+            )
+        self.model.train(was_training)
+        return out

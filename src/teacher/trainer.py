@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -17,13 +18,15 @@ from src.core.logging import get_logger, progress
 from src.core.run import Run, Stopwatch
 from src.core.signals import check_stop, stop_requested
 from src.student.checkpoint import load_checkpoint, save_checkpoint
+from src.teacher.candidate_eval import write_answers
 from src.teacher.checkpoint import check_same, load_trained_state, trained_state
 from src.teacher.config import IloraConfig
 from src.teacher.find_batch_size import MOST, BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
-from src.teacher.samples import SampleSource
+from src.teacher.losses import answer_losses
+from src.teacher.ranking import ndcg
+from src.teacher.samples import Context, SampleSource
 from src.teacher.training_step import TrainingSteps
-from src.teacher.validation import show_answers, validation_value
 
 log = get_logger(__name__)
 
@@ -72,6 +75,7 @@ class TeacherTrainer(TrainingSteps):
         self.eval_every = max(1, self.steps_per_epoch // self.train.evals_per_epoch)
         passes = MOST if accelerator.num_processes == 1 else 0
         self.pass_size = BatchSizeFinder(config.export.batch_size, "teacher.export.batch_size", passes)
+        self.context = Context(model, source, config.export, self.hybrid, config.seed)
         self.done = TeacherProgress()
         self.best: dict[str, dict[str, Tensor]] | None = None
         self.since: list[tuple[float, float]] = []  # losses (item, lm) since the last validation
@@ -111,8 +115,8 @@ class TeacherTrainer(TrainingSteps):
 
     def _validate(self, last: bool) -> None:
         done = self.done
-        value = validation_value(self.config, self.model, self.source, self.valid_ids, self.pass_size)
-        show_answers(self.run, self.config, self.model, self.source, self.valid_ids, done.step)
+        value = self._validation_value()
+        self._show_answers()
         item, lm = np.mean(self.since, axis=0).tolist()
         self.since.clear()
         if self.run is not None:
@@ -133,6 +137,42 @@ class TeacherTrainer(TrainingSteps):
             done.best_value,
             done.best_step,
         )
+
+    def _validation_value(self) -> float:
+        """NDCG@10 by the catalogue ranking, or minus the answers' loss where there is no item objective."""
+        if self.config.objective.item > 0:
+            return self.pass_size.run(lambda size: ndcg(self.context.with_batch(size), self.valid_ids))
+        return -self.pass_size.run(self._answer_loss)
+
+    @torch.no_grad()
+    def _answer_loss(self, batch_size: int) -> float:
+        """Mean cross-entropy of the answers' tokens."""
+        model, losses = self.model, []
+        model.eval()
+        count = self.config.prompt.candidates
+        for micro in self.source.micro_batches(self.valid_ids, batch_size, answers=True, candidates=count):
+            m = micro.to(model.device)
+            with model.gates.use(model.gate(m.h_seq)):
+                states = model.states(m.prompts, self.hybrid)
+                losses.append(answer_losses(model.llm, states, m.prompts.labels))
+        model.train()
+        return float(torch.cat(losses).mean())
+
+    def _show_answers(self) -> None:
+        """The answers to the first `train.show_answers` rows in TensorBoard (main process only).
+
+        Costs one prefill and at most as many short passes as the longest title has tokens.
+        """
+        rows = self.valid_ids[: self.train.show_answers]
+        if self.run is None or not self.run.main or len(rows) == 0 or self.config.objective.lm == 0:
+            return
+        self.model.eval()
+        lines = ["| sample | prompt | written | title |", "|---|---|---|---|"]
+        for w in write_answers(self.context, rows):
+            cells = (str(w.sample_id), w.prompt, w.text.strip(), w.target)
+            lines.append("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |")
+        self.model.train()
+        self.run.text("teacher/answers", "\n".join(lines), self.done.step)
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:

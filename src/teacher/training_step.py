@@ -32,7 +32,6 @@ from src.teacher.ilora_model import IloraModel
 from src.teacher.losses import answer_losses, item_loss, sampled_columns
 from src.teacher.prompts import IGNORE
 from src.teacher.samples import Micro, SampleSource
-from src.teacher.schedule import hybrid_probability, learning_rate
 
 _LOG_EVERY = 10
 _CHECK_GRADIENTS_AT = 2  # B starts at zero, so A and the gate get their first gradient in the second step
@@ -226,3 +225,23 @@ def sum_over_processes(
     packed = accelerator.reduce(packed.to(accelerator.device), "sum").tolist()
     sums.item, sums.lm, tokens, sums.entropy, samples, *loads = packed
     sums.tokens, sums.samples, sums.load = int(tokens), int(samples), torch.tensor(loads)
+
+
+def learning_rate(step: int, total: int, peak: float, floor: float, warmup_share: float) -> float:
+    """Linear from `floor * peak` to `peak` over the first w steps, then cosine to the floor.
+
+    w = floor(total * warmup_share); iLoRA: share 0.05, floor 0.01 (reference/ilora.md).
+
+    Args:
+        step: optimizer steps done, 0..total - 1.
+        total: optimizer steps of the whole training.
+    """
+    low, warmup = floor * peak, int(total * warmup_share)
+    if step < warmup:
+        return low + (peak - low) * step / warmup
+    return low + 0.5 * (peak - low) * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def hybrid_probability(step: int, total: int, curriculum: str) -> float:
+    """Probability that a step's prompts carry projected item vectors: 1, or rising from 0 to 1."""
+    return 1.0 if curriculum == "none" else step / max(1, total)

@@ -11,13 +11,12 @@ import torch
 from torch._dynamo.utils import counters
 
 from src.core.errors import UserError
-from src.teacher import compiled as compiled_module
-from src.teacher.compiled import compile_blocks, require_compiler
+from src.teacher import llm as llm_module
 from src.teacher.config import model_fingerprint
-from src.teacher.config_llm import LoraSettings
+from src.teacher.config_parts import LoraSettings
 from src.teacher.gating import GateControl
 from src.teacher.ilora_teacher import IloraTeacher
-from src.teacher.llm import add_lora, backbone, find_blocks
+from src.teacher.llm import add_lora, backbone, compile_blocks, find_blocks, require_compiler
 from src.teacher.llm_loading import load_llm
 
 LORA = LoraSettings(rank=8, experts=4, alpha=32.0, dropout=0.0, targets=None)
@@ -133,7 +132,7 @@ def test_without_a_compiler_it_is_refused(make_config, demo_data, teacher_roots,
     def broken(*_args, **_kwargs):
         raise RuntimeError("no working C++ compiler found\nmore lines")
 
-    monkeypatch.setattr(compiled_module.torch, "compile", lambda *a, **k: broken)
+    monkeypatch.setattr(llm_module.torch, "compile", lambda *a, **k: broken)
     with pytest.raises(UserError) as error:
         require_compiler(torch.device("cpu"))
     line = str(error.value)

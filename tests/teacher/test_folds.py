@@ -11,9 +11,8 @@ from src.core.artifacts import sha256_file
 from src.core.errors import Interrupted, UserError
 from src.core.teacher_store import TeacherStore
 from src.teacher import export as export_module
-from src.teacher.export import fill_store
+from src.teacher.export import fill_store, split_folds
 from src.teacher.factory import build_teacher
-from src.teacher.folds import split_folds
 from tests.teacher.conftest import compose_teacher
 
 SASREC = (

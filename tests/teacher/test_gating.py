@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from src.core.errors import UserError
 from src.core.paths import ROOT
-from src.teacher.config_llm import GateConfig
+from src.teacher.config_parts import GateConfig
 from src.teacher.gating import GateControl, ResNet1d, SoftmaxRouter, UniformRouter, build_router, refuse_merge
 from src.teacher.ilora_model import ItemProjector
-from src.teacher.schedule import hybrid_probability, learning_rate
+from src.teacher.training_step import hybrid_probability, learning_rate
 
 ORACLES = ROOT / "tests" / "oracles"
 
@@ -136,8 +136,6 @@ def test_gate_must_fit_the_batch_and_is_restored():
         layer(x)
     with pytest.raises(ValueError, match="expected"), control.use(torch.full((4, 3), 1 / 3)):
         pass
-    with control.use(torch.full((2, 2), 0.5), repeat=2):  # two beams per row, said explicitly
-        layer(x)
     with pytest.raises(KeyError), control.use(torch.full((4, 2), 0.5)):
         raise KeyError
     with pytest.raises(RuntimeError, match="outside a gate"):

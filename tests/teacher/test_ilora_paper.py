@@ -15,8 +15,8 @@ from src.teacher.export import fill_store
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.losses import answer_losses
-from src.teacher.schedule import learning_rate
 from src.teacher.trainer import TeacherTrainer
+from src.teacher.training_step import learning_rate
 from tests.teacher.conftest import TINY, compose_teacher
 
 SMALL = [

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from src.core.artifacts import MANIFEST, sha256_file
 from src.core.errors import UserError
 from src.teacher.checkpoint import load_teacher, load_trained_state, trained_state
-from src.teacher.embeddings import TextEmbedder
+from src.teacher.ilora_model import ItemHead
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.interfaces import Teacher
-from src.teacher.item_head import ItemHead
 from src.teacher.losses import answer_losses, item_loss
 from src.teacher.prompts import collate
 from src.teacher.ranking import catalogue_scores, item_vectors
+from src.teacher.title_states import TextEmbedder
 from tests.teacher.conftest import untrained
 
 
@@ -43,14 +43,12 @@ def test_rows_keep_the_contract_of_the_store(trained, demo_data):
 def test_scores_of_a_sample_do_not_depend_on_its_batch(trained, demo_data):
     teacher, _ = trained
     ids = demo_data.splits["test"][:30]
-    items = item_vectors(teacher.model, teacher.source, True)
+    items = item_vectors(teacher._context(4))
 
     def scores(size: int, order: np.ndarray) -> np.ndarray:
         out = np.empty((len(ids), demo_data.n_items), np.float32)
         asked = ids[order]
-        for rows, log_p in catalogue_scores(
-            teacher.model, teacher.source, asked, items, hybrid=True, batch_size=size
-        ):
+        for rows, log_p in catalogue_scores(teacher._context(size), asked, items):
             out[order[rows]] = log_p.numpy()
         return out
 
@@ -63,14 +61,12 @@ def test_scores_of_a_sample_do_not_depend_on_its_batch(trained, demo_data):
 def test_scores_are_the_prior_and_what_the_llm_adds(trained, demo_data):
     teacher, _ = trained
     ids = demo_data.splits["test"][:9]
-    items = item_vectors(teacher.model, teacher.source, True)
+    items = item_vectors(teacher._context(4))
     sasrec = teacher.encoder.log_probabilities(demo_data.histories(ids))
 
     def scores(items: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(ids), demo_data.n_items)
-        for rows, log_p in catalogue_scores(
-            teacher.model, teacher.source, ids, items, hybrid=True, batch_size=4
-        ):
+        for rows, log_p in catalogue_scores(teacher._context(4), ids, items):
             out[rows] = log_p
         return out
 

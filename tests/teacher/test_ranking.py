@@ -187,20 +187,20 @@ def test_hidden_orders_equal_scores_by_item_id(trained, demo_data, monkeypatch):
     ids, n = demo_data.splits["test"][:30], demo_data.n_items
     scores = torch.randint(-3, 0, (30, n), generator=torch.Generator().manual_seed(0)).float()
 
-    def tied(model, source, sample_ids, items, **how):
+    def tied(context, sample_ids, items):
         for rows in np.split(np.arange(30)[::-1], 3):  # in another order than asked for
             yield rows, scores[rows.copy()]
 
     monkeypatch.setattr(hidden, "catalogue_scores", tied)
-    how = {"hybrid": True, "batch_size": 10}
-    rows = hidden.rank_catalogue(teacher.model, teacher.source, ids, torch.zeros(1), 20, **how)
+    ranker = make_ranker(context(teacher, ranking="hidden"))
+    rows = ranker.rank(ids, 20)
     expected = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :20] + 1
     np.testing.assert_array_equal(rows.rankings, expected)
     targets = demo_data.targets(ids)
     np.testing.assert_array_equal(rows.target_scores, scores.numpy()[np.arange(30), targets - 1])
     scores[17, 3] = float("nan")
     with pytest.raises(UserError, match=f"scores of sample {ids[17]} are not finite"):
-        hidden.rank_catalogue(teacher.model, teacher.source, ids, torch.zeros(1), 20, **how)
+        ranker.rank(ids, 20)
 
 
 def test_grounding_measures_the_distance_of_the_generated_text(trained, demo_data, monkeypatch):
@@ -243,8 +243,8 @@ def test_greedy_generation_is_the_models_own(trained, demo_data):
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_text_embeddings_against_the_plain_model(trained, demo_data, pooling):
     from src.teacher.config import EmbeddingConfig
-    from src.teacher.embeddings import TextEmbedder
     from src.teacher.llm import backbone
+    from src.teacher.title_states import TextEmbedder
 
     teacher, _ = trained
     model, builder = teacher.model, teacher.builder

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from src.teacher.ranking.base import Context, Ranker
 from src.teacher.ranking.grounding import GroundingRanker
-from src.teacher.ranking.hidden import HiddenRanker, catalogue_scores, item_vectors, ndcg, rank_catalogue
+from src.teacher.ranking.hidden import HiddenRanker, catalogue_scores, item_vectors, ndcg
 from src.teacher.ranking.rerank import RerankRanker
 from src.teacher.ranking.trie import TrieRanker
 
@@ -21,7 +21,6 @@ __all__ = [
     "item_vectors",
     "make_ranker",
     "ndcg",
-    "rank_catalogue",
 ]
 
 _METHODS: dict[str, Callable[[Context], Ranker]] = {

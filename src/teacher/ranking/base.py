@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,32 +13,12 @@ from src.core.logging import progress
 from src.core.signals import check_stop
 from src.core.teacher_store import TeacherRows
 from src.teacher.classical import top_k
-from src.teacher.config import IloraExportConfig
 from src.teacher.diagnostics import check_adapter
-from src.teacher.ilora_model import IloraModel
 from src.teacher.prompts import Example, collate
 from src.teacher.ranking.prefix import SharedPrefix
-from src.teacher.samples import SampleSource
+from src.teacher.samples import Context
 
 _MASK_AT_ONCE = 16_000_000  # elements of a [B, F, T + F] attention mask
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a ranking method works with.
-
-    Attributes:
-        model, source: the trained teacher and its samples.
-        export: `teacher.export`.
-        hybrid: placeholders carry item vectors.
-        seed: of the order in which candidates are listed.
-    """
-
-    model: IloraModel
-    source: SampleSource
-    export: IloraExportConfig
-    hybrid: bool
-    seed: int
 
 
 class Ranker(Protocol):

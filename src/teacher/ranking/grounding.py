@@ -11,10 +11,10 @@ import torch
 
 from src.core.teacher_store import TeacherRows
 from src.teacher.classical import top_k
-from src.teacher.embeddings import TextEmbedder
 from src.teacher.ranking.base import Context, not_finite, prefixes
 from src.teacher.ranking.beams import write_texts
 from src.teacher.ranking.tree import refuse_unfit
+from src.teacher.title_states import TextEmbedder
 
 
 class GroundingRanker:
