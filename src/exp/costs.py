@@ -290,7 +290,7 @@ def export_bytes(settings: Settings, sizes: Sizes) -> int:
     """Of the store with its shards beside it for a moment, and of the models."""
     from src.teacher.export import forecast_bytes
 
-    total, width = 2.0 * forecast_bytes(export_rows(settings, sizes), settings.teacher.export.top_k, 0), 1
+    total, width = 2.0 * forecast_bytes(export_rows(settings, sizes), settings.teacher.export.top_k), 1
     for config in members_of(settings.teacher):
         encoder = getattr(config, "encoder", None)
         total += student_bytes(encoder, sizes) if encoder is not None else 0

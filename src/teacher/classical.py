@@ -15,10 +15,10 @@ import scipy.sparse as sp
 
 from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
-from src.core.errors import UserError
 from src.core.run import Stopwatch
 from src.core.teacher_store import TeacherRows, locate
 from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig, TeacherConfig
+from src.teacher.rows import rank_scores
 
 if TYPE_CHECKING:
     from src.core.run import Run
@@ -82,20 +82,8 @@ class ClassicalTeacher:
         return self.log_probabilities(self.data.histories(sample_ids))
 
     def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
-        rankings = np.empty((len(sample_ids), k), np.int32)
-        scores = np.empty((len(sample_ids), k), np.float32)
-        target_scores = np.empty(len(sample_ids), np.float32)
-        for rows in self._batches(len(sample_ids)):
-            batch = self.score_all(sample_ids[rows])
-            if not np.isfinite(batch).all():
-                raise UserError(
-                    f"{self.name}: scores are not finite", "finite scores", "the teacher's settings"
-                )
-            columns = top_k(batch, k)
-            rankings[rows] = columns + 1
-            scores[rows] = np.take_along_axis(batch, columns, axis=1)
-            target_scores[rows] = batch[np.arange(len(batch)), self.data.targets(sample_ids[rows]) - 1]
-        return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
+        batches = ((rows, self.score_all(sample_ids[rows])) for rows in self._batches(len(sample_ids)))
+        return rank_scores(sample_ids, self.data.targets(sample_ids), batches, k, "the teacher's settings")
 
     def choose(self, candidates: CandidateSet) -> dict[str, Choices]:
         size = self._batches(len(candidates.sample_ids))[0].stop
@@ -255,21 +243,6 @@ class SasrecTeacher(ClassicalTeacher):
     def item_embeddings(self) -> np.ndarray:
         """[N+1, H] the input item table."""
         return self._encoder.item_table().cpu().numpy().astype(np.float32)
-
-
-def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Columns of the k largest scores of every row of [B, N], best first; equal scores by column.
-
-    Linear in N: the k-th score by partition, then only the chosen k are sorted.
-    """
-    n_rows, n = scores.shape
-    kth = np.partition(scores, n - k, axis=1)[:, n - k : n - k + 1]
-    above, equal = scores > kth, scores == kth
-    room = k - above.sum(axis=1, keepdims=True)
-    chosen = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room))
-    columns = np.nonzero(chosen)[1].reshape(n_rows, k)  # ascending within a row
-    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)
 
 
 def _arrays(table: sp.csr_array) -> list[np.ndarray]:

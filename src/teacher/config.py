@@ -320,21 +320,25 @@ def members_of(config: TeacherConfig) -> list[TeacherConfig]:
     return list(config.members.values()) if isinstance(config, FusedConfig) else [config]
 
 
+def _fingerprint(dataset_fp: str, parts: Mapping[str, Any], **samples: np.ndarray | None) -> str:
+    """Of an artifact of a dataset; `samples` where it was not made from the whole training split."""
+    own = {name: ids.tolist() for name, ids in samples.items() if ids is not None}
+    return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts, **own})
+
+
 def encoder_fingerprint(
     encoder: StudentConfig, seed: int, dataset_fp: str, train_ids: np.ndarray | None = None
 ) -> str:
     """Identity of the frozen SASRec; `train_ids` where it does not learn from the whole training split."""
-    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "encoder": determining(encoder), "seed": seed}
-    return fingerprint(parts | ({} if train_ids is None else {"train_ids": train_ids.tolist()}))
+    return _fingerprint(dataset_fp, {"encoder": determining(encoder), "seed": seed}, train_ids=train_ids)
 
 
 def llm_fingerprint(
     tiny: TinyLLMConfig, prompt: PromptConfig, seed: int, dataset_fp: str, train_ids: np.ndarray | None = None
 ) -> str:
     """Identity of the embedded LLM; `train_ids` where it does not read the whole training split."""
-    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "tiny": determining(tiny)}
-    parts |= {"prompt": determining(prompt), "seed": seed}
-    return fingerprint(parts | ({} if train_ids is None else {"train_ids": train_ids.tolist()}))
+    parts = {"tiny": determining(tiny), "prompt": determining(prompt), "seed": seed}
+    return _fingerprint(dataset_fp, parts, train_ids=train_ids)
 
 
 def model_fingerprint(
@@ -345,9 +349,7 @@ def model_fingerprint(
 ) -> str:
     """Identity of the trained iLoRA teacher: everything but the export, and the samples of a fold or a selection."""
     parts = {k: v for k, v in config.identity().items() if k not in ("export", "folds")}
-    parts |= {} if train_ids is None else {"train_ids": train_ids.tolist()}
-    parts |= {} if tuned_ids is None else {"tuned_ids": tuned_ids.tolist()}
-    return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts})
+    return _fingerprint(dataset_fp, parts, train_ids=train_ids, tuned_ids=tuned_ids)
 
 
 def teacher_fingerprint(
@@ -358,5 +360,5 @@ def teacher_fingerprint(
     Args:
         selected: fingerprints of the selections that act on `teacher_train` and `export`.
     """
-    parts = {"version": FORMAT_VERSION, "dataset": dataset_fp, "teacher": config.identity()}
-    return fingerprint(parts | ({"selected": dict(selected)} if selected else {}))
+    parts = {"teacher": config.identity()}
+    return _fingerprint(dataset_fp, parts | ({"selected": dict(selected)} if selected else {}))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def fill_store(
     with team.lock(folder):
         reused = team.agree(is_complete(folder))
         if not reused:
-            _Export(config, data, folder, run, team, tuned).make(selected, teacher)
+            _Export(config, data, folder, run, team, selected, tuned).make(teacher)
     store = TeacherStore(folder, data.fingerprint)
     if reused:
         if team.main:
@@ -128,7 +127,13 @@ def refuse_other_weights(store: TeacherStore, teacher: Teacher) -> None:
 
 
 class _Export:
-    """One store in the making."""
+    """One store in the making.
+
+    Attributes:
+        ids: the samples to rank, by split.
+        pieces: split -> {piece: its samples}; several pieces where folds rank training rows.
+        held_out: piece -> the samples that its teacher does not see.
+    """
 
     def __init__(
         self,
@@ -137,68 +142,73 @@ class _Export:
         folder: Path,
         run: Run | None,
         team: Team,
-        tuned: np.ndarray | None = None,
+        selected: np.ndarray | None,
+        tuned: np.ndarray | None,
     ):
         self.config, self.export, self.data, self.folder = config, config.export, data, folder
         self.run, self.team, self.tuned = run, team, tuned
+        self.ids = export_ids(self.export, config.seed, data, selected)
+        self.todo = sum(map(len, self.ids.values()))
+        self.pieces: dict[str, dict[str, np.ndarray]] = {s: {s: i} for s, i in self.ids.items()}
         # Folds rank training rows and nothing else.
-        self.folds = config.folds if "train" in config.export.splits else 1
+        self.folds = config.folds if "train" in self.ids else 1
+        self.held_out: dict[str, np.ndarray] = {}
+        if self.folds > 1:
+            parts = split_folds(data, self.folds, config.seed)
+            self.held_out = {f"train.fold{i + 1}of{self.folds}": part for i, part in enumerate(parts)}
+            train = self.ids["train"]
+            wanted = {piece: part[locate(train, part)[1]] for piece, part in self.held_out.items()}
+            self.pieces["train"] = {piece: part for piece, part in wanted.items() if len(part)}
         self.top_k = min(self.export.top_k, data.n_items)
         if self.top_k < self.export.top_k:
-            log.info(
-                "teacher.export.top_k=%d: lists of %d, the whole catalogue", self.export.top_k, self.top_k
-            )
+            asked = self.export.top_k
+            log.info("teacher.export.top_k=%d: lists of %d, the whole catalogue", asked, self.top_k)
         self.forecast_given = False
 
-    def _is_written(self, piece: str, samples: np.ndarray) -> bool:
-        return self.writer.missing(piece, samples) == 0
-
-    def make(self, selected: np.ndarray | None, teacher: Teacher | None) -> None:
-        ids = export_ids(self.export, self.config.seed, self.data, selected)
-        pieces: dict[str, dict[str, np.ndarray]] = {split: {split: i} for split, i in ids.items()}
-        held_out: dict[str, np.ndarray] = {}
-        if self.folds > 1:
-            parts = split_folds(self.data, self.folds, self.config.seed)
-            held_out = {f"train.fold{i + 1}of{self.folds}": part for i, part in enumerate(parts)}
-            wanted = {name: part[locate(ids["train"], part)[1]] for name, part in held_out.items()}
-            pieces["train"] = {name: part for name, part in wanted.items() if len(part)}
-        self.todo = sum(map(len, ids.values()))
-
+    def make(self, teacher: Teacher | None) -> None:
         teacher = teacher or build_teacher(self.config, self.data, tuned_ids=self.tuned)
         trained = dict(teacher.prepare(self.run))
         # The writer comes after the teacher: only now the kind of its scores is sure.
         self.writer = StoreWriter(self.folder, self.data.n_items, teacher.score_kind, self.export.shard_size)
         watch = Stopwatch()
         embeddings, name, weights = teacher.item_embeddings(), teacher.name, teacher.weights()
-        self.vector_seconds = watch.seconds()
-        for split, own in pieces.items():
-            if split != "train" or self.folds == 1:
-                self._rank(teacher, split, split, own[split])
+        vector_seconds = watch.seconds()
         known = np.sort(teacher.train_sample_ids())
+        for split, pieces in self.pieces.items():
+            if split != "train" or self.folds == 1:
+                self._rank(teacher, split, split, pieces[split])
         del teacher
         if self.folds > 1:
-            rest = [p for p in held_out if p in pieces["train"]]
-            reports = [self._fold(p, pieces["train"][p], held_out[p]) for p in rest]
+            reports = [self._fold(piece, samples) for piece, samples in self.pieces["train"].items()]
             trained["train_seconds"] += sum(r["train_seconds"] for r in reports)
             trained["folds"] = reports
-            known = np.setdiff1d(known, ids["train"])  # each row's own teacher did not see it
-
+            known = np.setdiff1d(known, self.ids["train"])  # each row's own teacher did not see it
         if not self.team.main:
             self.team.wait_until(lambda: is_complete(self.folder), "the main process to finish the store")
             return
-        for piece, samples in ((p, s) for own in pieces.values() for p, s in own.items()):
-            self.team.wait_until(partial(self._is_written, piece, samples), f"the other processes' {piece}")
-        self._finish(name, ids, pieces, embeddings, known, trained, weights)
+        for piece, samples in ((p, s) for pieces in self.pieces.values() for p, s in pieces.items()):
+            done = partial(self._is_written, piece, samples)
+            self.team.wait_until(done, f"the other processes' {piece}")
+        in_sample = {split: samples[locate(known, samples)[1]] for split, samples in self.ids.items()}
+        fields = self._manifest(name) | {
+            "in_sample": {split: len(samples) for split, samples in in_sample.items()},
+            "export_seconds": round(self.writer.seconds(self.pieces) + vector_seconds, 3),
+            "trained": trained,
+        }
+        self.writer.finish(self.pieces, embeddings, fields, in_sample, weights)
 
-    def _fold(self, piece: str, samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+    def _is_written(self, piece: str, samples: np.ndarray) -> bool:
+        return self.writer.missing(piece, samples) == 0
+
+    def _fold(self, piece: str, samples: np.ndarray) -> dict[str, Any]:
         """Rank a fold's samples by a teacher that was trained on the others; returns its training report."""
         note = self.writer.partial / f"{piece}.json"
-        if self.team.agree(note.is_file() and self.writer.missing(piece, samples) == 0):
+        if self.team.agree(note.is_file() and self._is_written(piece, samples)):
             log.info("%s is done already", piece)
             report = read_json(note)
             number_in(report, "train_seconds", note, f"delete {note.parent} and export again")
             return report
-        learned = np.setdiff1d(self.data.splits["train"], held_out)
+        learned = np.setdiff1d(self.data.splits["train"], self.held_out[piece])
         log.info("%s: a teacher trained on %d samples ranks %d", piece, len(learned), len(samples))
         gc.collect()  # one teacher in memory at a time
         teacher = build_teacher(self.config, self.data, learned, self.tuned)
@@ -211,22 +221,18 @@ class _Export:
         return report
 
     def _rank(self, teacher: Teacher, split: str, piece: str, samples: np.ndarray) -> None:
-        k, team = self.top_k, self.team
-        if not self.forecast_given and self.writer.missing(piece, samples):
+        k, part = self.top_k, (self.team.rank, self.team.size)
+        if not self.forecast_given and not self._is_written(piece, samples):
             self._forecast(teacher, split, samples)
         log.info("%s ranks %d samples of %s", teacher.name, len(samples), piece)
         self.writer.export(
-            piece,
-            samples,
-            lambda shard: teacher.rank(split, shard, k),
-            (team.rank, team.size),
-            teacher.weights(),
+            piece, samples, lambda shard: teacher.rank(split, shard, k), part, teacher.weights()
         )
 
     def _forecast(self, teacher: Teacher, split: str, samples: np.ndarray) -> None:
         """Time a first batch; say what the export will take, and refuse a disk that cannot hold it."""
         self.forecast_given = True
-        need = forecast_bytes(self.todo, self.top_k, 0)
+        need = forecast_bytes(self.todo, self.top_k)
         free = shutil.disk_usage(self.writer.partial).free
         # Shards and the joined files lie side by side for a moment.
         if 2 * need > free:
@@ -236,34 +242,18 @@ class _Export:
                 "the disk, teacher.export.top_k or teacher.export.train_share",
             )
         teacher.rank(split, samples[:1], self.top_k)  # what only the first call does
-        batch = samples[: self.export.batch_size]
-        watch = Stopwatch()
+        batch, watch = samples[: self.export.batch_size], Stopwatch()
         teacher.rank(split, batch, self.top_k)
         rate = len(batch) / max(watch.seconds(), 1e-9) * self.team.size
-        log.info(
-            "forecast: %d samples, K=%d: %.3f GiB on disk, %.2f hours at %.1f samples/s (first batch of %d, %d process(es))",
-            self.todo,
-            self.top_k,
-            need / _GIB,
-            self.todo / rate / 3600,
-            rate,
-            len(batch),
-            self.team.size,
-        )
+        size = f"{self.todo} samples, K={self.top_k}: {need / _GIB:.3f} GiB on disk"
+        hours = f"{self.todo / rate / 3600:.2f} hours at {rate:.1f} samples/s"
+        measured = f"first batch of {len(batch)}, {self.team.size} process(es)"
+        log.info("forecast: %s, %s (%s)", size, hours, measured)
 
-    def _finish(
-        self,
-        name: str,
-        ids: Mapping[str, np.ndarray],
-        pieces: Mapping[str, Mapping[str, np.ndarray]],
-        embeddings: np.ndarray,
-        known: np.ndarray,
-        trained: Mapping[str, Any],
-        weights: str,
-    ) -> None:
-        in_sample = {split: samples[locate(known, samples)[1]] for split, samples in ids.items()}
+    def _manifest(self, name: str) -> dict[str, Any]:
+        """What the manifest says of this export, apart from what was measured."""
         export = self.export
-        fields = {
+        return {
             "dataset": self.data.name,
             "dataset_fingerprint": self.data.fingerprint,
             "teacher": name,
@@ -275,15 +265,11 @@ class _Export:
             and export.exclude_history,
             "folds": self.folds,
             "n_train_split": len(self.data.splits["train"]),
-            "in_sample": {split: len(samples) for split, samples in in_sample.items()},
             "git_commit": git_info()["commit"],
             "created_at": now(),
-            "export_seconds": round(self.writer.seconds(pieces) + self.vector_seconds, 3),
-            "trained": dict(trained),
         }
-        self.writer.finish(pieces, embeddings, fields, in_sample, weights)
 
 
-def forecast_bytes(rows: int, top_k: int, embedding_floats: int) -> int:
-    """Bytes of a store: ids, rankings, scores, target scores, in-sample marks, and the item embeddings."""
-    return rows * (8 + top_k * 8 + 4 + 1) + embedding_floats * 4
+def forecast_bytes(rows: int, top_k: int) -> int:
+    """Bytes of a store's rows: ids, rankings, scores, target scores and in-sample marks."""
+    return rows * (8 + top_k * 8 + 4 + 1)

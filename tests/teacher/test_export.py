@@ -45,7 +45,7 @@ def test_the_forecast_comes_before_the_first_shard(demo_data, tmp_path, caplog):
     assert forecast < next(i for i, line in enumerate(lines) if "ranks" in line)
     # the bytes of the forecast are those of the files, but for headers, embeddings and the manifest
     size = sum(p.stat().st_size for p in store.folder.rglob("*.npy"))
-    assert abs(size - export_module.forecast_bytes(n, 10, 0)) <= 3 * 5 * 128
+    assert abs(size - export_module.forecast_bytes(n, 10)) <= 3 * 5 * 128
 
 
 def test_progress_counts_samples_and_says_what_is_left(demo_data, tmp_path, caplog, monkeypatch):

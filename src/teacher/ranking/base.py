@@ -12,7 +12,6 @@ from src.core.errors import UserError
 from src.core.logging import progress
 from src.core.signals import check_stop
 from src.core.teacher_store import TeacherRows
-from src.teacher.classical import top_k
 from src.teacher.diagnostics import check_adapter
 from src.teacher.prompts import Example, collate
 from src.teacher.ranking.prefix import SharedPrefix
@@ -64,46 +63,6 @@ def prefixes(
             batch = collate([examples[r] for r in rows]).to(model.device)
             yield rows, SharedPrefix(model, batch, context.hybrid)
         check_stop()
-
-
-def best_rows(
-    sample_ids: np.ndarray,
-    items: Sequence[np.ndarray],
-    values: Sequence[np.ndarray],
-    target_values: np.ndarray,
-    k: int,
-    key: str,
-) -> TeacherRows:
-    """The k best of every sample's scored items; equal scores by item id.
-
-    Args:
-        items, values: per sample the item ids and their scores, larger is better.
-        key: the setting that decides how many items are scored.
-
-    Raises:
-        UserError: fewer than k items were scored, or a score is not finite.
-    """
-    rankings, scores = np.empty((len(items), k), np.int32), np.empty((len(items), k), np.float32)
-    for row, (ids, exact) in enumerate(zip(items, values, strict=True)):
-        if len(ids) < k:
-            raise UserError(
-                f"teacher.export.top_k={k} and {len(ids)} items scored for sample {sample_ids[row]}",
-                "top_k <= the number of scored items",
-                f"{key} or teacher.export.top_k",
-            )
-        value = exact.astype(np.float32)
-        if not np.isfinite(value).all():
-            raise not_finite(sample_ids[row])
-        by_id = np.argsort(ids, kind="stable")
-        best = by_id[top_k(value[by_id][None], k)[0]]
-        rankings[row], scores[row] = ids[best], value[best]
-    target_scores = np.asarray(target_values, np.float32)
-    return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
-
-
-def not_finite(sample_id: int) -> UserError:
-    found = f"the teacher's scores of sample {sample_id} are not finite"
-    return UserError(found, "finite scores", "teacher.train.lr or teacher.train.precision")
 
 
 def check_context(context: Context, sample_ids: np.ndarray) -> None:

@@ -6,14 +6,16 @@ hidden state of a text's last token; the original takes z from the model without
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from src.core.teacher_store import TeacherRows
-from src.teacher.classical import top_k
-from src.teacher.ranking.base import Context, not_finite, prefixes
+from src.teacher.ranking.base import Context, prefixes
 from src.teacher.ranking.beams import write_texts
 from src.teacher.ranking.tree import refuse_unfit
+from src.teacher.rows import TRAINING, rank_scores
 from src.teacher.title_states import TextEmbedder
 
 
@@ -29,21 +31,16 @@ class GroundingRanker:
         self.items = torch.from_numpy(self.embedder.titles()[1:]).double()
 
     def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
-        n = len(sample_ids)
         vectors = self.embedder.embed(self.generate(sample_ids)).cpu().double()
-        targets = self.context.source.data.targets(sample_ids)
-        rankings, scores = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
-        of_targets = np.empty(n, np.float32)
         # Differences, not the expanded square: near the title they would cancel.
         how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-        for row in range(n):
-            distances = torch.cdist(vectors[row : row + 1], self.items, **how)[0].float().numpy()
-            if not np.isfinite(distances).all():
-                raise not_finite(sample_ids[row])
-            best = top_k(-distances[None], k)[0]
-            rankings[row], scores[row] = best + 1, distances[best]
-            of_targets[row] = distances[targets[row] - 1]
-        return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, of_targets)
+        batches = (
+            (np.array([row]), -torch.cdist(vectors[row : row + 1], self.items, **how).float().numpy())
+            for row in range(len(sample_ids))
+        )
+        targets = self.context.source.data.targets(sample_ids)
+        rows = rank_scores(sample_ids, targets, batches, k, TRAINING)
+        return replace(rows, scores=-rows.scores, target_scores=-rows.target_scores)
 
     @torch.no_grad()
     def generate(self, sample_ids: np.ndarray) -> list[str]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from src.core.metrics import per_sample
 from src.core.signals import check_stop
 from src.core.teacher_store import TeacherRows
-from src.teacher.classical import top_k
-from src.teacher.ranking.base import Context, not_finite
+from src.teacher.ranking.base import Context
+from src.teacher.rows import TRAINING, rank_scores
 
 
 class HiddenRanker:
@@ -22,18 +22,10 @@ class HiddenRanker:
         self.context, self.items = context, item_vectors(context)
 
     def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
-        n = len(sample_ids)
-        rankings, scores = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
-        target_scores = np.empty(n, np.float32)
+        scored = catalogue_scores(self.context, sample_ids, self.items)
+        batches = ((rows, log_p.float().cpu().numpy()) for rows, log_p in scored)
         targets = self.context.source.data.targets(sample_ids)
-        for rows, batch in catalogue_scores(self.context, sample_ids, self.items):
-            log_p = batch.float().cpu().numpy()
-            if not (finite := np.isfinite(log_p).all(axis=1)).all():
-                raise not_finite(sample_ids[rows[~finite][0]])
-            best = top_k(log_p, k)  # torch.topk orders equal scores as it likes
-            rankings[rows], scores[rows] = best + 1, np.take_along_axis(log_p, best, axis=1)
-            target_scores[rows] = log_p[np.arange(len(rows)), targets[rows] - 1]
-        return TeacherRows(np.asarray(sample_ids, np.int64), rankings, scores, target_scores)
+        return rank_scores(sample_ids, targets, batches, k, TRAINING)
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ import torch
 from src.core.errors import UserError
 from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherRows
-from src.teacher.classical import top_k
 from src.teacher.prompts import Example
-from src.teacher.ranking.base import Context, best_rows, prefixes
+from src.teacher.ranking.base import Context, prefixes
 from src.teacher.ranking.tree import TitleTree, refuse_unfit, tree_scores
+from src.teacher.rows import rank_items, top_k
 
 _POOLS_AT_ONCE = 512
 
@@ -68,4 +68,4 @@ class RerankRanker:
         values = np.empty((len(sample_ids), self.context.export.pool + 1))  # the target's is the last
         for rows, prefix in prefixes(self.context, sample_ids, examples, room, nodes, key):
             values[rows] = tree_scores(prefix, [TitleTree.of(answers[r]) for r in rows])
-        return best_rows(sample_ids, list(pools), list(values[:, :-1]), values[:, -1], k, key)
+        return rank_items(sample_ids, list(pools), list(values[:, :-1]), values[:, -1], k, key)

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from src.core.teacher_store import TeacherRows
-from src.teacher.ranking.base import Context, best_rows, prefixes
+from src.teacher.ranking.base import Context, prefixes
 from src.teacher.ranking.beams import Edges, Scored, beam_search
 from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.ranking.tree import ROOT, TitleTree, refuse_unfit, tree_scores
+from src.teacher.rows import rank_items
 
 
 @dataclass
@@ -61,7 +62,7 @@ class TrieRanker:
                 pairs = [(i, s) for node, s in search.done.items() for i in self.items_of[node]]
                 items[row] = np.array([i for i, _ in pairs], np.int64)
                 values[row] = np.array([s for _, s in pairs])
-        return best_rows(sample_ids, items, values, of_targets, k, "teacher.export.beams")
+        return rank_items(sample_ids, items, values, of_targets, k, "teacher.export.beams")
 
     def _search(self, prefix: SharedPrefix, rows: int, limit: int) -> list[Search]:
         searches = [Search() for _ in range(rows)]
