@@ -23,7 +23,7 @@ from src.teacher.ranking.base import Context, prefixes
 from src.teacher.ranking.beams import write_texts
 from src.teacher.ranking.hidden import catalogue_scores, item_vectors
 from src.teacher.ranking.prefix import SharedPrefix
-from src.teacher.ranking.tree import TitleTree, refuse_unfit, tree_scores
+from src.teacher.ranking.tree import TitleTree, require_tree_support, tree_scores
 
 _SHOWN = 8  # generated answers kept for people
 _TAIL = 400  # characters of their prompts
@@ -38,7 +38,7 @@ def by_language(context: Context, candidates: CandidateSet) -> dict[str, Choices
     Raises:
         UserError: an LLM that cannot do this, a prompt that leaves no room for a title, scores that are not finite.
     """
-    refuse_unfit(context, "rerank")
+    require_tree_support(context, "rerank")
     return (_listed if context.source.builder.config.candidates else _unlisted)(context, candidates)
 
 
@@ -59,19 +59,19 @@ def _listed(context: Context, candidates: CandidateSet) -> dict[str, Choices]:
     values = np.empty(candidates.items.shape)
     hits, valid = (np.zeros(values.shape[:2], bool) for _ in range(2))
     written: dict[int, Written] = {}
-    for draw, shown in enumerate(candidates.items):
-        pairs = zip(histories, shown.astype(np.int64), strict=True)
+    for draw, listed in enumerate(candidates.items):
+        pairs = zip(histories, listed.astype(np.int64), strict=True)
         examples = [builder.build(h, candidates=c, reserve=limit) for h, c in pairs]
-        nodes = max(sum(len(answers[i]) for i in row) for row in shown)
+        nodes = max(sum(len(answers[i]) for i in row) for row in listed)
         for rows, prefix in prefixes(context, ids, examples, limit, nodes, _KEY):
-            trees = [TitleTree.of([answers[i] for i in shown[r]]) for r in rows]
+            trees = [TitleTree.of([answers[i] for i in listed[r]]) for r in rows]
             values[draw, rows] = tree_scores(prefix, trees)
             for row, text in zip(rows.tolist(), _texts(context, prefix, len(rows)), strict=True):
-                chosen = match_title(text, [builder.titles[i] for i in shown[row]])
+                chosen = match_title(text, [builder.titles[i] for i in listed[row]])
                 valid[draw, row] = chosen is not None
-                hits[draw, row] = chosen is not None and shown[row, chosen] == candidates.targets[row]
+                hits[draw, row] = chosen is not None and listed[row, chosen] == candidates.targets[row]
                 if draw == 0 and row < _SHOWN:
-                    name = None if chosen is None else builder.titles[shown[row, chosen]]
+                    name = None if chosen is None else builder.titles[listed[row, chosen]]
                     written[row] = _written(context, ids[row], examples[row], text, name)
     likely = candidates.best(values, np.arange(len(ids)))
     return {
@@ -105,7 +105,7 @@ def write_answers(context: Context, sample_ids: np.ndarray) -> list[Written]:
     Args:
         context: with the model in eval mode.
     """
-    refuse_unfit(context, "generation")
+    require_tree_support(context, "generation")
     source, limit = context.source, max(map(len, context.source.builder.answers))
     examples = source.examples(sample_ids, None, False, source.builder.config.candidates, limit)
     texts = [""] * len(examples)

@@ -38,15 +38,14 @@ def load_trained_state(model: IloraModel, parts: dict[str, dict[str, Tensor]], w
     """
     fix = "the settings it was trained with, or train again"
     for part, state in trained_state(model).items():
-        given = parts.get(part, {})
-        for name in sorted(state.keys() ^ given.keys()):
+        found = parts.get(part, {})
+        for name in sorted(state.keys() ^ found.keys()):
             raise UserError(
                 f"{where}: {part} {'lacks' if name in state else 'has an unknown'} {name}", "", fix
             )
         for name, tensor in state.items():
-            if given[name].shape != tensor.shape:
-                found, expected = tuple(given[name].shape), tuple(tensor.shape)
-                raise UserError(f"{where}: {part} {name} is {found}", str(expected), fix)
+            if (shape := tuple(found[name].shape)) != tuple(tensor.shape):
+                raise UserError(f"{where}: {part} {name} is {shape}", str(tuple(tensor.shape)), fix)
     set_peft_model_state_dict(model.llm, parts["adapter"])
     for name in _PARTS:
         getattr(model, name).load_state_dict(parts[name], strict=True)
@@ -76,7 +75,7 @@ def save_teacher(folder: Path, model: IloraModel, fields: dict[str, Any]) -> Non
 
 
 @torch.no_grad()
-def forget_trained(model: IloraModel) -> None:
+def reset_trained(model: IloraModel) -> None:
     """Set all trained tensors to NaN: only a complete load makes the model usable again."""
     for tensor in (*(p for group in model.parts().values() for p in group), *model.router.buffers()):
         if tensor.is_floating_point():

@@ -93,8 +93,8 @@ class ClassicalTeacher:
         size = max(1, min(self.config.export.batch_size, _SCORES_AT_ONCE // self.data.n_items))
         return [slice(i, i + size) for i in range(0, n, size)]
 
-    def _own(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Positions of the samples whose own transitions must be taken out of their scores."""
+    def _known_rows(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Positions of the samples whose known transitions must be taken out of their scores."""
         known = locate(self._train_ids, sample_ids)[1]
         return np.flatnonzero(known) if getattr(self.config, "leave_one_out", False) else np.arange(0)
 
@@ -150,12 +150,12 @@ class KnnTeacher(ClassicalTeacher):
         return self._normalised((self._weighted(histories) @ self._similar).toarray())
 
     def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
-        history, own = self._weighted(self.data.histories(sample_ids)), self._own(sample_ids)
+        history, known = self._weighted(self.data.histories(sample_ids)), self._known_rows(sample_ids)
         scores = (history @ self._similar).toarray()
         # The sample added its history's weights to its target's column, so they come back squared.
-        columns = self.data.targets(sample_ids[own]) - 1
-        added = (history[own].power(2) @ self._damp) * self._damp[columns]
-        scores[own, columns] = np.maximum(scores[own, columns] - added, 0.0)
+        columns = self.data.targets(sample_ids[known]) - 1
+        added = (history[known].power(2) @ self._damp) * self._damp[columns]
+        scores[known, columns] = np.maximum(scores[known, columns] - added, 0.0)
         return self._normalised(scores)
 
     def _normalised(self, scores: np.ndarray) -> np.ndarray:
@@ -205,10 +205,10 @@ class MarkovTeacher(ClassicalTeacher):
         return self._smoothed(self._counts[newest].toarray(), self._totals[newest])
 
     def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
-        newest, own = self.data.histories(sample_ids)[:, -1] - 1, self._own(sample_ids)
+        newest, known = self.data.histories(sample_ids)[:, -1] - 1, self._known_rows(sample_ids)
         counts, totals = self._counts[newest].toarray(), self._totals[newest]
-        counts[own, self.data.targets(sample_ids[own]) - 1] -= 1.0
-        totals[own] -= 1.0
+        counts[known, self.data.targets(sample_ids[known]) - 1] -= 1.0
+        totals[known] -= 1.0
         return self._smoothed(counts, totals)
 
     def _smoothed(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:

@@ -166,8 +166,8 @@ class IloraConfig(TeacherConfig):
                 "a gate that learns nothing, expected gate.kind=linear, mlp or resnet1d"
             )
         if self.overfit is not None:
-            own = [f"train.{name}" for name in TrainConfig.NOT_IN_OVERFIT]
-            keys = [*own, "lora.dropout", "objective.refresh_steps", "folds", "export"]
+            keys = [f"train.{name}" for name in TrainConfig.NOT_IN_OVERFIT]
+            keys += ["lora.dropout", "objective.refresh_steps", "folds", "export"]
             out |= dict.fromkeys(keys, f"overfit={self.overfit}, expected overfit=null")
         return out
 
@@ -322,8 +322,8 @@ def members_of(config: TeacherConfig) -> list[TeacherConfig]:
 
 def _fingerprint(dataset_fp: str, parts: Mapping[str, Any], **samples: np.ndarray | None) -> str:
     """Of an artifact of a dataset; `samples` where it was not made from the whole training split."""
-    own = {name: ids.tolist() for name, ids in samples.items() if ids is not None}
-    return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts, **own})
+    chosen = {name: ids.tolist() for name, ids in samples.items() if ids is not None}
+    return fingerprint({"version": FORMAT_VERSION, "dataset": dataset_fp, **parts, **chosen})
 
 
 def encoder_fingerprint(

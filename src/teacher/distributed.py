@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """Attributes:
     rank, size: this process and their number; rank 0 is the main process.
     """
@@ -36,8 +36,8 @@ class Team:
     size: int
 
     @classmethod
-    def join(cls, cpu: bool) -> Team:
-        """The team of this launch; the process group is made where there are several processes.
+    def join(cls, cpu: bool) -> ProcessGroup:
+        """The processes of this launch; the process group is made where there are several processes.
 
         Args:
             cpu: no process uses a GPU.

@@ -25,7 +25,7 @@ from src.core.seed import numpy_stream
 from src.core.store_writer import StoreWriter, discard_partial
 from src.core.teacher_store import TeacherStore, locate
 from src.teacher.config import ExportConfig, IloraExportConfig, TeacherConfig
-from src.teacher.distributed import Team
+from src.teacher.distributed import ProcessGroup
 from src.teacher.factory import build_teacher
 from src.teacher.interfaces import Teacher
 
@@ -102,14 +102,14 @@ def fill_store(
         UserError: settings that do not fit the data, rows that break the contract, or a full disk; finished
             shards are kept.
     """
-    team = Team.join(cpu=getattr(getattr(config, "train", None), "device", "cpu") == "cpu")
-    with team.lock(folder):
-        reused = team.agree(is_complete(folder))
+    processes = ProcessGroup.join(cpu=getattr(getattr(config, "train", None), "device", "cpu") == "cpu")
+    with processes.lock(folder):
+        reused = processes.agree(is_complete(folder))
         if not reused:
-            _Export(config, data, folder, run, team, selected, tuned).make(teacher)
+            _Export(config, data, folder, run, processes, selected, tuned).make(teacher)
     store = TeacherStore(folder, data.fingerprint)
     if reused:
-        if team.main:
+        if processes.main:
             discard_partial(folder)
         log.info("teacher outputs with this fingerprint are there already: %s", folder)
     return store, reused
@@ -141,12 +141,12 @@ class _Export:
         data: InteractionData,
         folder: Path,
         run: Run | None,
-        team: Team,
+        processes: ProcessGroup,
         selected: np.ndarray | None,
         tuned: np.ndarray | None,
     ):
         self.config, self.export, self.data, self.folder = config, config.export, data, folder
-        self.run, self.team, self.tuned = run, team, tuned
+        self.run, self.processes, self.tuned = run, processes, tuned
         self.ids = export_ids(self.export, config.seed, data, selected)
         self.todo = sum(map(len, self.ids.values()))
         self.pieces: dict[str, dict[str, np.ndarray]] = {s: {s: i} for s, i in self.ids.items()}
@@ -183,12 +183,14 @@ class _Export:
             trained["train_seconds"] += sum(r["train_seconds"] for r in reports)
             trained["folds"] = reports
             known = np.setdiff1d(known, self.ids["train"])  # each row's own teacher did not see it
-        if not self.team.main:
-            self.team.wait_until(lambda: is_complete(self.folder), "the main process to finish the store")
+        if not self.processes.main:
+            self.processes.wait_until(
+                lambda: is_complete(self.folder), "the main process to finish the store"
+            )
             return
         for piece, samples in ((p, s) for pieces in self.pieces.values() for p, s in pieces.items()):
             done = partial(self._is_written, piece, samples)
-            self.team.wait_until(done, f"the other processes' {piece}")
+            self.processes.wait_until(done, f"the other processes' {piece}")
         in_sample = {split: samples[locate(known, samples)[1]] for split, samples in self.ids.items()}
         fields = self._manifest(name) | {
             "in_sample": {split: len(samples) for split, samples in in_sample.items()},
@@ -203,7 +205,7 @@ class _Export:
     def _fold(self, piece: str, samples: np.ndarray) -> dict[str, Any]:
         """Rank a fold's samples by a teacher that was trained on the others; returns its training report."""
         note = self.writer.partial / f"{piece}.json"
-        if self.team.agree(note.is_file() and self._is_written(piece, samples)):
+        if self.processes.agree(note.is_file() and self._is_written(piece, samples)):
             log.info("%s is done already", piece)
             report = read_json(note)
             number_in(report, "train_seconds", note, f"delete {note.parent} and export again")
@@ -216,12 +218,12 @@ class _Export:
         if np.isin(samples, teacher.train_sample_ids()).any():
             raise RuntimeError(f"{piece}: the teacher was trained on rows that it has to rank")
         self._rank(teacher, "train", piece, samples)
-        if self.team.main:
+        if self.processes.main:
             write_json(note, report)
         return report
 
     def _rank(self, teacher: Teacher, split: str, piece: str, samples: np.ndarray) -> None:
-        k, part = self.top_k, (self.team.rank, self.team.size)
+        k, part = self.top_k, (self.processes.rank, self.processes.size)
         if not self.forecast_given and not self._is_written(piece, samples):
             self._forecast(teacher, split, samples)
         log.info("%s ranks %d samples of %s", teacher.name, len(samples), piece)
@@ -244,10 +246,10 @@ class _Export:
         teacher.rank(split, samples[:1], self.top_k)  # what only the first call does
         batch, watch = samples[: self.export.batch_size], Stopwatch()
         teacher.rank(split, batch, self.top_k)
-        rate = len(batch) / max(watch.seconds(), 1e-9) * self.team.size
+        rate = len(batch) / max(watch.seconds(), 1e-9) * self.processes.size
         size = f"{self.todo} samples, K={self.top_k}: {need / _GIB:.3f} GiB on disk"
         hours = f"{self.todo / rate / 3600:.2f} hours at {rate:.1f} samples/s"
-        measured = f"first batch of {len(batch)}, {self.team.size} process(es)"
+        measured = f"first batch of {len(batch)}, {self.processes.size} process(es)"
         log.info("forecast: %s, %s (%s)", size, hours, measured)
 
     def _manifest(self, name: str) -> dict[str, Any]:

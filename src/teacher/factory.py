@@ -50,8 +50,8 @@ def build_teacher_config(
         return None
     before = len(problems)
     if kind == "fused" and isinstance(members := values.get("members"), Mapping):
-        made = {n: build_teacher_config(v, f"{where}.members.{n}", problems) for n, v in members.items()}
-        values = {**values, "members": made}
+        built = {n: build_teacher_config(v, f"{where}.members.{n}", problems) for n, v in members.items()}
+        values = {**values, "members": built}
     return build(KINDS[kind][0], values, where, problems) if len(problems) == before else None
 
 
@@ -68,13 +68,13 @@ def build_teacher(
         tuned_ids: of these, the samples that an iLoRA adapter is trained on (`active`); None: all.
     """
     module, name = KINDS[config.kind][1].split(":")
-    made = getattr(import_module(module), name)
+    teacher = getattr(import_module(module), name)
     if isinstance(config, FusedConfig):
         members = {name: build_teacher(c, data, train_ids) for name, c in config.members.items()}
-        return made(config, data, train_ids, members)
+        return teacher(config, data, train_ids, members)
     if isinstance(config, IloraConfig):
-        return made(config, data, train_ids, tuned_ids)
-    return made(config, data, train_ids)
+        return teacher(config, data, train_ids, tuned_ids)
+    return teacher(config, data, train_ids)
 
 
 def no_rows(config: TeacherConfig, data: InteractionData, train_ids: np.ndarray | None = None) -> Teacher:

@@ -45,7 +45,7 @@ class FusedTeacher(ClassicalTeacher):
         self.members = members
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
-        told = {name: member.prepare(run) for name, member in self.members.items()}
+        reports = {name: member.prepare(run) for name, member in self.members.items()}
         watch = Stopwatch()
         if self.config.weights is None:
             ids = self.data.splits["valid"]
@@ -57,8 +57,8 @@ class FusedTeacher(ClassicalTeacher):
         else:
             self.shares = {name: float(self.config.weights[name]) for name in self.members}
         log.info("weights: %s", ", ".join(f"{name} {w:.3f}" for name, w in self.shares.items()))
-        seconds = watch.seconds() + sum(float(t["train_seconds"]) for t in told.values())
-        reused = all(bool(t["reused"]) for t in told.values())
+        seconds = watch.seconds() + sum(float(t["train_seconds"]) for t in reports.values())
+        reused = all(bool(t["reused"]) for t in reports.values())
         return {"train_seconds": round(seconds, 3), "reused": reused, "weights": self.shares}
 
     def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
@@ -116,10 +116,10 @@ def fit_weights(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     def loss_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
         loss, gradient = 0.0, np.zeros(members)
         for part in rows:
-            own = np.take_along_axis(scores[:, part], targets[None, part, None], axis=2)[:, :, 0]
+            truth = np.take_along_axis(scores[:, part], targets[None, part, None], axis=2)[:, :, 0]
             log_p = log_softmax(np.tensordot(weights, scores[:, part], axes=1), axis=1)
             loss -= np.take_along_axis(log_p, targets[part, None], axis=1).sum()
-            gradient += np.einsum("bn,mbn->m", np.exp(log_p), scores[:, part]) - own.sum(axis=1)
+            gradient += np.einsum("bn,mbn->m", np.exp(log_p), scores[:, part]) - truth.sum(axis=1)
         return loss / n, gradient / n
 
     start = np.full(members, 1.0 / members)

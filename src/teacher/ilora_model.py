@@ -99,7 +99,7 @@ class IloraModel(nn.Module):
     def __init__(self, config: IloraConfig, llm: LoadedLLM, item_table: Tensor, train_counts: Tensor):
         super().__init__()
         self.bidirectional = llm.bidirectional
-        self.reads_trees = False  # until `ranking.fitness` has measured it
+        self.supports_trees = False  # until `ranking.tree` has measured it
         embedding = llm.model.get_input_embeddings()
         width, hidden = item_table.shape[1], llm.width
         self.llm = add_lora(llm.model, config.lora)

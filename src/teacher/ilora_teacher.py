@@ -22,10 +22,10 @@ from src.core.run import Run
 from src.core.seed import numpy_stream, seed_everything
 from src.core.teacher_store import TeacherRows
 from src.teacher.candidate_eval import by_item_scores, by_language
-from src.teacher.checkpoint import forget_trained, load_teacher, save_teacher
+from src.teacher.checkpoint import load_teacher, reset_trained, save_teacher
 from src.teacher.config import IloraConfig, model_fingerprint
 from src.teacher.diagnostics import check_reading
-from src.teacher.distributed import Team
+from src.teacher.distributed import ProcessGroup
 from src.teacher.encoder import frozen_encoder
 from src.teacher.find_batch_size import BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
@@ -79,14 +79,14 @@ class IloraTeacher:
         if (rows := self.config.overfit) is not None:
             found = f"a teacher with teacher.overfit={rows}"
             raise UserError(found, "null: it is no result", "teacher.overfit")
-        team = self.open(run)
-        with team.lock(self.folder):
-            reused = team.agree(is_complete(self.folder))
+        processes = self.open(run)
+        with processes.lock(self.folder):
+            reused = processes.agree(is_complete(self.folder))
             if not reused:
                 self._train(run)
-                team.agree(True)  # the others wait until the main process has saved
+                processes.agree(True)  # the others wait until the main process has saved
                 before = self._probe()
-                forget_trained(self.model)  # what was not saved stays unusable, and the comparison shows it
+                reset_trained(self.model)  # what was not saved stays unusable, and the comparison shows it
             expect = {"fingerprint": self.fingerprint, "llm": self.llm_identity}
             manifest = load_teacher(self.folder, self.model, **expect)
             if not reused and not torch.equal(before, self._probe()):
@@ -102,7 +102,7 @@ class IloraTeacher:
             trained = {n: h for n, h in manifest["files"].items() if n.endswith(".safetensors")}
             parts = {"encoder": self.encoder.weights, "llm": self.llm_identity, "trained": trained}
             self._weights = fingerprint(parts)
-            if team.main:  # the checkpoint, also one that a kill left
+            if processes.main:  # the checkpoint, also one that a kill left
                 shutil.rmtree(work_dir("teacher", self.fingerprint), ignore_errors=True)
         self.model.eval()
         self._ranker = None
@@ -111,7 +111,7 @@ class IloraTeacher:
     def weights(self) -> str:
         return self._weights
 
-    def open(self, run: Run | None = None) -> Team:
+    def open(self, run: Run | None = None) -> ProcessGroup:
         """The processes of the launch, and everything up to the untrained model. What may be refused comes before
         what is trained.
 
@@ -119,7 +119,7 @@ class IloraTeacher:
             run: TensorBoard of the encoder's training (not of a fold's: one curve per tag).
         """
         config, data = self.config, self.data
-        team = self._team()  # before the accelerator, for which its timeout holds too
+        processes = self._processes()  # before the accelerator, for which its timeout holds too
         self.accelerator = self._accelerator()
         folder, self.llm_seconds = self.embedded_llm(), 0.0
         if folder is not None:
@@ -144,25 +144,25 @@ class IloraTeacher:
         check_reading(self.model)
         if config.llm.compile:
             compile_blocks(self.model.llm, self.model.gates)
-        return team
+        return processes
 
     def embedded_llm(self) -> Path | None:
         """The folder of the embedded LLM, made now if it is not there; None with another LLM."""
-        config, team = self.config, self._team()
+        config, processes = self.config, self._processes()
         if config.llm.tiny is None:
             return None
-        if team.main:  # Hugging Face writes a model in the main process only
+        if processes.main:  # Hugging Face writes a model in the main process only
             folder = self._tiny_llm()
-        team.agree(True)
-        return folder if team.main else self._tiny_llm()
+        processes.agree(True)
+        return folder if processes.main else self._tiny_llm()
 
     def _tiny_llm(self) -> Path:
         c, device = self.config, self._accelerator().device
         assert c.llm.tiny is not None
         return tiny_llm_folder(c.llm.tiny, c.prompt, self.data, c.seed, device, self.subset)
 
-    def _team(self) -> Team:
-        return Team.join(cpu=self.config.train.device == "cpu")
+    def _processes(self) -> ProcessGroup:
+        return ProcessGroup.join(cpu=self.config.train.device == "cpu")
 
     def _accelerator(self) -> Accelerator:
         train = self.config.train
@@ -170,7 +170,7 @@ class IloraTeacher:
             raise UserError("teacher.train.device=cuda without a GPU", "auto or cpu", "teacher.train.device")
         return Accelerator(cpu=train.device == "cpu", mixed_precision=train.precision)
 
-    def given(self) -> dict[str, Any]:
+    def starting_weights(self) -> dict[str, Any]:
         """Weights that it starts from and no fingerprint holds: a checkpoint goes on with the same only."""
         llm = {f"llm {name}": value for name, value in self.llm_identity.items()}
         return llm | {"encoder weights": self.encoder.weights}
@@ -282,7 +282,7 @@ class IloraTeacher:
             self.fingerprint,
             self.accelerator,
             run,
-            self.given(),
+            self.starting_weights(),
         )
         self._save(trainer.fit(), len(train_ids))
 

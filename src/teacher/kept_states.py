@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from src.core.artifacts import artifact_folder, fingerprint, is_complete, load_manifest, lock, write_manifest
 from src.core.data_utils import InteractionData
-from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import model_dir
 from src.core.run import Stopwatch
@@ -52,6 +50,8 @@ def kept_states(
     Raises:
         UserError: the folder holds states of another LLM than its name says, or was changed.
     """
+    from safetensors.numpy import load_file, save_file
+
     expected = {"dataset_fingerprint": data.fingerprint, "llm": llm, "settings": dict(settings)}
     folder = model_dir(data.name, "title_states", fingerprint({"version": FORMAT_VERSION, **expected}))
     with lock(folder, log.info):
@@ -59,28 +59,10 @@ def kept_states(
         if not reused:
             watch = Stopwatch()
             table, model = compute()
-            fields = {**expected, "model": dict(model), "seconds": round(watch.seconds(), 3)}
-            _save(folder, table, fields)
-    fix = f"delete {folder} to compute them again"
-    manifest = load_manifest(folder, expected, fix)
-    table = _load(folder, data.n_items, fix)
+            with artifact_folder(folder) as tmp:
+                save_file({"title_states": table}, tmp / "title_states.safetensors")
+                seconds = round(watch.seconds(), 3)
+                write_manifest(tmp, {**expected, "model": dict(model), "seconds": seconds})
+    manifest = load_manifest(folder, expected, f"delete {folder} to compute them again")
+    table = load_file(folder / "title_states.safetensors")["title_states"]
     return KeptStates(table, manifest["model"], float(manifest["seconds"]), reused)
-
-
-def _save(folder: Path, table: np.ndarray, fields: Mapping[str, Any]) -> None:
-    from safetensors.numpy import save_file
-
-    with artifact_folder(folder) as tmp:
-        save_file({"title_states": table}, tmp / "title_states.safetensors")
-        write_manifest(tmp, fields)
-
-
-def _load(folder: Path, n_items: int, fix: str) -> np.ndarray:
-    from safetensors.numpy import load_file
-
-    table = load_file(folder / "title_states.safetensors").get("title_states", np.empty(0))
-    if table.ndim != 2 or len(table) != n_items or table.dtype != np.float32 or not np.isfinite(table).all():
-        raise UserError(
-            f"{folder}: title states {table.dtype} {table.shape}", f"finite float32 ({n_items}, H)", fix
-        )
-    return table

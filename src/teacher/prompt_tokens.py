@@ -102,7 +102,7 @@ def readable_titles(tokens: PromptTokens, titles: Sequence[str], most: int | Non
     if cut:
         what = f"teacher.prompt.title_tokens={most}: {len(cut)} of {len(titles) - 1} titles are cut"
         log.info("%s, first item %d to %r", what, cut[0], readable[cut[0]])
-    _name_alike(readable, tokens_of)
+    _warn_same_tokens(readable, tokens_of)
     return readable
 
 
@@ -112,7 +112,7 @@ def _beginning(tokens: PromptTokens, title: str, most: int) -> str:
     return title[: max(1, fits)].strip()
 
 
-def _name_alike(titles: Sequence[str], tokens_of: Sequence[tuple[int, ...]]) -> None:
+def _warn_same_tokens(titles: Sequence[str], tokens_of: Sequence[tuple[int, ...]]) -> None:
     """Log the titles that differ for people, not for the tokenizer."""
     first_with: dict[tuple[int, ...], int] = {}
     alike = []

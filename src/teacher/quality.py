@@ -55,8 +55,9 @@ def references(
     encoder: nothing is trained again. TF-IDF is what the words of the titles alone know: a language model has to beat it.
     """
     problems: list[str] = []
-    shipped = OmegaConf.to_container(OmegaConf.load(CONF / "teacher" / "tfidf.yaml"))
-    if (tfidf := build_teacher_config(shipped, "teacher", problems)) is None:  # type: ignore[arg-type]
+    shipped: Any = OmegaConf.to_container(OmegaConf.load(CONF / "teacher" / "tfidf.yaml"))
+    shipped = {key: value for key, value in shipped.items() if key != "defaults"} | {"export": export}
+    if (tfidf := build_teacher_config(shipped, "teacher", problems)) is None:
         raise ConfigError(problems)
     common: dict[str, Any] = {"seed": seed, "export": export}
     configs = {"popularity": PopularityConfig(name="popularity", kind="popularity", **common), "tfidf": tfidf}
@@ -108,23 +109,23 @@ def quality_report(
         raise UserError(
             f"confidence_k={confidence_k}", f"<= top_k {store.top_k} of the store", "distill.top_k"
         )
-    own, groups, figures = str(store.manifest["teacher"]), {}, []
-    for group, split, rows, of in _groups(store, train_ids, max_rows, seed):
-        lists = {own: rows}
+    teacher, groups, figures = str(store.manifest["teacher"]), {}, []
+    for group, split, rows, total in _groups(store, train_ids, max_rows, seed):
+        lists = {teacher: rows}
         for other in others.keys() - lists.keys():
             lists[other] = others[other].rank(split, rows.sample_ids, store.top_k)
-        log.info("quality: %s, %d of %d samples", group, len(rows.sample_ids), of)
-        groups[group] = {"n": len(rows.sample_ids), "of": of}
-        for model in dict.fromkeys([own, *others]):
+        log.info("quality: %s, %d of %d samples", group, len(rows.sample_ids), total)
+        groups[group] = {"n": len(rows.sample_ids), "of": total}
+        for model in dict.fromkeys([teacher, *others]):
             found = _figures(lists[model], data, lists.get("sasrec"))
             figures += [[group, model, *figure] for figure in found]
         confidence = _confidence(rows.scores[:, :confidence_k], store.score_kind)
-        figures += [[group, own, *figure] for figure in confidence]
+        figures += [[group, teacher, *figure] for figure in confidence]
     return {
         "format_version": FORMAT_VERSION,
         "dataset": data.name,
         "dataset_fingerprint": data.fingerprint,
-        "teacher": own,
+        "teacher": teacher,
         "store": store.folder.name,
         "store_files": _files(store),
         "score_kind": store.score_kind,
@@ -145,12 +146,12 @@ def _groups(
         known = np.isin(rows.sample_ids, train_ids)
         for part, chosen in (("in sample", known), ("out of sample", ~known)):
             at = np.flatnonzero(chosen)
-            of = len(at)
-            if of > max_rows:
+            total = len(at)
+            if total > max_rows:
                 at = np.sort(numpy_stream(seed, "quality", split, part).choice(at, max_rows, replace=False))
-            if of:
+            if total:
                 arrays = (rows.sample_ids, rows.rankings, rows.scores, rows.target_scores)
-                yield f"{split}, {part}", split, TeacherRows(*(np.asarray(a[at]) for a in arrays)), of
+                yield f"{split}, {part}", split, TeacherRows(*(np.asarray(a[at]) for a in arrays)), total
 
 
 def _figures(

@@ -88,9 +88,9 @@ def plot(path: Path, report: Mapping[str, Any]) -> None:
                 ks = [n for n in KS if (f"{metric}@{n}", "") in models[teacher]]
                 # The teacher last, hollow and on top: where two models agree, both are seen.
                 for number, model in reversed(list(enumerate(models))):
-                    own = {"mfc": "none", "ms": 8} if model == teacher else {}
+                    style = {"mfc": "none", "ms": 8} if model == teacher else {}
                     values = [models[model][f"{metric}@{n}", ""] for n in ks]
-                    axis.plot(ks, values, label=model, **mark(number), **own)
+                    axis.plot(ks, values, label=model, **mark(number), **style)
                 axis.set(xscale="log", xlabel="K", ylabel=f"{metric}@K", xticks=ks, xticklabels=ks)
                 axis.set_title(f"{name}, n = {groups[name]['n']:,}")
                 axis.minorticks_off()
@@ -105,13 +105,12 @@ def plot(path: Path, report: Mapping[str, Any]) -> None:
 def _shares(axis: Any, report: Mapping[str, Any], models: Cut) -> None:
     """What is a share between 0 and 1, named in full."""
     teacher, k = report["teacher"], report["confidence_k"]
-    own = models[teacher]
     shares = {
         f"target among the {report['top_k']} of {m}": f["contains target", ""] for m, f in models.items()
     }
-    shares |= {f"{teacher}'s {m}": v for (m, _), v in own.items() if m.startswith("overlap")}
+    shares |= {f"{teacher}'s {m}": v for (m, _), v in models[teacher].items() if m.startswith("overlap")}
     for scaling, name in (("minmax", "scaled"), ("none", "raw")):
-        shares[f"entropy of {k} confidences, {name}*"] = own[f"confidence entropy, {scaling}", ""]
+        shares[f"entropy of {k} confidences, {name}*"] = models[teacher][f"confidence entropy, {scaling}", ""]
     axis.barh(list(shares), list(shares.values()), color=[PALETTE[0], *["#999999"] * (len(shares) - 1)])
     axis.bar_label(axis.containers[0], fmt="%.2f", padding=2, fontsize=7)
     axis.invert_yaxis()

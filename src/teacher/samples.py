@@ -18,7 +18,7 @@ from src.teacher.prompts import Example, PromptBatch, PromptBuilder, collate
 
 
 @dataclass(frozen=True)
-class Micro:
+class MicroBatch:
     """One forward pass: prompts with what belongs to them, on one device.
 
     Attributes:
@@ -35,9 +35,9 @@ class Micro:
     targets: Tensor
     prior: Tensor | None
 
-    def to(self, device: torch.device) -> Micro:
+    def to(self, device: torch.device) -> MicroBatch:
         prior = None if self.prior is None else self.prior.to(device)
-        return Micro(
+        return MicroBatch(
             self.rows, self.prompts.to(device), self.h_seq.to(device), self.targets.to(device), prior
         )
 
@@ -92,7 +92,7 @@ class SampleSource:
         epoch: int | None = None,
         answers: bool = False,
         candidates: int = 0,
-    ) -> Iterator[Micro]:
+    ) -> Iterator[MicroBatch]:
         """The samples, those of like length together, at most `size` at a time."""
         examples = self.examples(sample_ids, epoch, answers, candidates)
         histories = self.data.histories(sample_ids)
@@ -102,7 +102,7 @@ class SampleSource:
         for i in range(0, len(order), size):
             rows = order[i : i + size]
             prior = self.encoder.prior(h_seq[rows], histories[rows]) if self.prior else None
-            yield Micro(rows, collate([examples[r] for r in rows]), h_seq[rows], targets[rows], prior)
+            yield MicroBatch(rows, collate([examples[r] for r in rows]), h_seq[rows], targets[rows], prior)
 
     def item_states(self, model: IloraModel, hybrid: bool) -> Tensor:
         """[N, H] `model.item_states` of the catalogue, in passes that fit the memory.

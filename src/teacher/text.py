@@ -67,10 +67,10 @@ class SimilarityTeacher(ClassicalTeacher):
 
     def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
         logits, prior = self._logits(self.data.histories(sample_ids)), self.config.similarity.popularity
-        own = np.flatnonzero(np.isin(sample_ids, self._train_ids))
-        columns = self.data.targets(sample_ids[own]) - 1
+        known = np.flatnonzero(np.isin(sample_ids, self._train_ids))
+        columns = self.data.targets(sample_ids[known]) - 1
         counts = self._counts[columns]
-        logits[own, columns] += prior * (np.log(counts) - np.log(counts + 1.0))  # log(1 + count - 1)
+        logits[known, columns] += prior * (np.log(counts) - np.log(counts + 1.0))  # log(1 + count - 1)
         return log_softmax(logits, axis=1)
 
     def _logits(self, histories: np.ndarray) -> np.ndarray:

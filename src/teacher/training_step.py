@@ -31,7 +31,7 @@ from src.teacher.find_batch_size import MOST, BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.losses import answer_losses, item_loss, sampled_columns
 from src.teacher.prompts import IGNORE
-from src.teacher.samples import Micro, SampleSource
+from src.teacher.samples import MicroBatch, SampleSource
 
 _LOG_EVERY = 10
 _CHECK_GRADIENTS_AT = 2  # B starts at zero, so A and the gate get their first gradient in the second step
@@ -142,7 +142,7 @@ class TrainingSteps:
 
     def _micro(
         self,
-        micro: Micro,
+        micro: MicroBatch,
         hybrid: bool,
         n_samples: int,
         n_tokens: int,

@@ -30,16 +30,16 @@ config = compose_teacher(
     "teacher.lora.dropout=0", "teacher.train.micro_batch_size=5", "teacher.train.device=cpu",
 )
 teacher = IloraTeacher(config, data)
-team = teacher.open()
+processes = teacher.open()
 ids = teacher.llm_sample_ids()[:80]  # 32 + 32 + 16 samples: 7, 7 and 4 micro-batches, not all in pairs
 trainer = TeacherTrainer(
     config, teacher.model, teacher.source, ids, ids[:8], Path(sys.argv[1]), "x", teacher.accelerator
 )
 teacher.model.train()
 losses = [(s.item, s.lm, s.samples) for s in map(trainer.step, range(3))]
-if team.main:
+if processes.main:
     norms = {f"{p}/{k}": float(v.double().norm()) for p, s in trained_state(teacher.model).items() for k, v in s.items()}
-    Path(sys.argv[1], f"{team.size}.json").write_text(json.dumps({"losses": losses, "norms": norms}))
+    Path(sys.argv[1], f"{processes.size}.json").write_text(json.dumps({"losses": losses, "norms": norms}))
 """
 
 

@@ -30,7 +30,7 @@ def trainer_of(teacher: IloraTeacher, folder: Path, samples: int = 32, **other) 
         "folder": folder,
         "fingerprint": "x",
         "accelerator": teacher.accelerator,
-        "same": teacher.given(),
+        "same": teacher.starting_weights(),
     }
     return TeacherTrainer(teacher.config, teacher.model, teacher.source, **(arguments | other))
 

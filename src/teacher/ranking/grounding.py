@@ -14,7 +14,7 @@ import torch
 from src.core.teacher_store import TeacherRows
 from src.teacher.ranking.base import Context, prefixes
 from src.teacher.ranking.beams import write_texts
-from src.teacher.ranking.tree import refuse_unfit
+from src.teacher.ranking.tree import require_tree_support
 from src.teacher.rows import TRAINING, rank_scores
 from src.teacher.title_states import TextEmbedder
 
@@ -25,7 +25,7 @@ class GroundingRanker:
     """
 
     def __init__(self, context: Context):
-        refuse_unfit(context, "grounding")
+        require_tree_support(context, "grounding")
         self.context, self.builder, export = context, context.source.builder, context.export
         self.embedder = TextEmbedder(context.model, self.builder, export.embedding, export.batch_size)
         self.items = torch.from_numpy(self.embedder.titles()[1:]).double()
@@ -33,9 +33,12 @@ class GroundingRanker:
     def rank(self, sample_ids: np.ndarray, k: int) -> TeacherRows:
         vectors = self.embedder.embed(self.generate(sample_ids)).cpu().double()
         # Differences, not the expanded square: near the title they would cancel.
-        how = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+        exact = "donot_use_mm_for_euclid_dist"
         batches = (
-            (np.array([row]), -torch.cdist(vectors[row : row + 1], self.items, **how).float().numpy())
+            (
+                np.array([row]),
+                -torch.cdist(vectors[row : row + 1], self.items, compute_mode=exact).float().numpy(),
+            )
             for row in range(len(sample_ids))
         )
         targets = self.context.source.data.targets(sample_ids)

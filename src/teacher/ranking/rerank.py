@@ -10,7 +10,7 @@ from src.core.seed import numpy_stream
 from src.core.teacher_store import TeacherRows
 from src.teacher.prompts import Example
 from src.teacher.ranking.base import Context, prefixes
-from src.teacher.ranking.tree import TitleTree, refuse_unfit, tree_scores
+from src.teacher.ranking.tree import TitleTree, require_tree_support, tree_scores
 from src.teacher.rows import rank_items, top_k
 
 _POOLS_AT_ONCE = 512
@@ -24,7 +24,7 @@ class RerankRanker:
     """
 
     def __init__(self, context: Context):
-        refuse_unfit(context, "rerank")
+        require_tree_support(context, "rerank")
         self.context, self.builder = context, context.source.builder
         data, export = context.source.data, context.export
         room = data.n_items - (data.max_history if export.exclude_history else 0)

@@ -1,6 +1,6 @@
 """Titles as a prefix tree of tokens, and the log-likelihood of all of them behind a prompt.
 
-Whether an LLM can read such a tree is measured before it ranks (`refuse_unfit`).
+Whether an LLM can read such a tree is measured before it ranks (`require_tree_support`).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def naive_scores(
     return out
 
 
-def refuse_unfit(context: Context, ranking: str) -> None:
+def require_tree_support(context: Context, ranking: str) -> None:
     """Raise UserError for an LLM that cannot write, or that reads a tree of titles otherwise than each alone.
 
     The second is measured once per model, on the longest of some prompts: recurrent layers, positions that
@@ -164,9 +164,9 @@ def refuse_unfit(context: Context, ranking: str) -> None:
             "sdpa or eager: flash attention has no mask for trees",
             "teacher.llm.attention",
         )
-    if not model.reads_trees:
+    if not model.supports_trees:
         _measure(context, ranking)
-        model.reads_trees = True
+        model.supports_trees = True
 
 
 @torch.no_grad()

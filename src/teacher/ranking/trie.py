@@ -11,7 +11,7 @@ from src.core.teacher_store import TeacherRows
 from src.teacher.ranking.base import Context, prefixes
 from src.teacher.ranking.beams import Edges, Scored, beam_search
 from src.teacher.ranking.prefix import SharedPrefix
-from src.teacher.ranking.tree import ROOT, TitleTree, refuse_unfit, tree_scores
+from src.teacher.ranking.tree import ROOT, TitleTree, require_tree_support, tree_scores
 from src.teacher.rows import rank_items
 
 
@@ -36,7 +36,7 @@ class TrieRanker:
     """
 
     def __init__(self, context: Context):
-        refuse_unfit(context, "trie")
+        require_tree_support(context, "trie")
         self.context, self.beams = context, context.export.beams
         self.titles = context.source.builder.answers
         tree = self.tree = TitleTree.of(self.titles[1:])
