@@ -128,9 +128,7 @@ class IloraConfig(TeacherConfig):
     objective: ObjectiveConfig = setting("losses and read-out")
     prompt: PromptConfig = setting("wordings")
     train: TrainConfig = setting("training")
-    overfit: int | None = setting(
-        "debug: only learn this many training rows by heart, then stop; null: off", ge=1
-    )
+    overfit: int | None = setting("debug: only memorise this many training rows, then stop; null: off", ge=1)
     folds: int = setting(_FOLDS, ge=1)
     export: IloraExportConfig = setting("rows of the store")
 
@@ -311,7 +309,7 @@ class OfficialFilesConfig(TeacherConfig):
 
 
 def wants_overfit(config: TeacherConfig) -> TypeGuard[IloraConfig]:
-    """Whether this teacher is only to be debugged (src/teacher/overfit.py): it is nobody's result."""
+    """Whether this teacher is only debugged (src/teacher/overfit.py): it yields no result."""
     return isinstance(config, IloraConfig) and config.overfit is not None
 
 

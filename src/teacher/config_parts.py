@@ -20,7 +20,7 @@ class TinyLLMConfig:
     heads: int = setting("attention heads", ge=1)
     context: int = setting("longest input in tokens", ge=16)
     epochs: int = setting("passes over the training split's text", ge=0)
-    samples: int = setting("training samples read as text in each pass, drawn anew", ge=1)
+    samples: int = setting("training samples read as text in each pass (a new draw per pass)", ge=1)
     batch_size: int = setting("texts per pre-training step", ge=1)
     lr: float = setting("peak learning rate of pre-training (AdamW, 5 % warm-up, cosine)", gt=0.0)
 

@@ -95,8 +95,8 @@ def fill_store(
     Args:
         selected: training samples that get a row (`active.use` with export); None: all.
         tuned: training samples that the LLM is trained on (`active.use` with teacher_train); None: all.
-        teacher: of these settings, not prepared, for a caller that goes on with it: unless the store was there, it is
-            prepared afterwards. With folds it stays in memory beside theirs.
+        teacher: an unprepared teacher of these settings that the caller uses afterwards; it is prepared here unless the
+            store was there. With folds it stays in memory beside the folds' teachers.
 
     Raises:
         UserError: settings that do not fit the data, rows that break the contract, or a full disk; finished
@@ -253,7 +253,7 @@ class _Export:
         log.info("forecast: %s, %s (%s)", size, hours, measured)
 
     def _manifest(self, name: str) -> dict[str, Any]:
-        """What the manifest says of this export, apart from what was measured."""
+        """The manifest's fields that are known before anything is ranked."""
         export = self.export
         return {
             "dataset": self.data.name,

@@ -1,4 +1,4 @@
-"""Running out of GPU memory: half the samples per pass and once more, three times at most.
+"""Running out of GPU memory: retry with half the samples per pass, at most three times.
 
 Home-made: accelerate's `find_executable_batch_size` collects garbage and empties the GPU's cache before every call, and
 a training step is a call.
@@ -59,7 +59,7 @@ class BatchSizeFinder:
                 )
             self.left, self.size = self.left - 1, (self.size + 1) // 2
             log.warning(
-                "out of GPU memory: going on with %d samples per pass (%s; the result's batch stays as it is)",
+                "out of GPU memory: continuing with %d samples per pass (%s; the effective batch is unchanged)",
                 self.size,
                 self.key,
             )

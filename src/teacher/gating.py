@@ -73,7 +73,7 @@ class GateControl:
         factor = gate.repeat_interleave(self.rank // self.experts, dim=1) * self.experts
         if self.compiled:
             factor = factor.clone()  # no view: its base's sizes would be guarded, too
-            # A batch of B = r rows would make B = r a law of the compiled code, and other batches compile anew.
+            # After a batch of B = r rows the compiled code would assume B = r, and recompile for other batches.
             torch._dynamo.mark_static(factor, 1)
         with self._set(factor, uniform=False):
             yield

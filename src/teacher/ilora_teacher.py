@@ -91,7 +91,7 @@ class IloraTeacher:
             manifest = load_teacher(self.folder, self.model, **expect)
             if not reused and not torch.equal(before, self._probe()):
                 raise RuntimeError(
-                    f"{self.folder}: the reloaded teacher answers otherwise than the trained one"
+                    f"{self.folder}: the reloaded teacher gives other states than the trained one"
                 )
             if (weights := manifest.get("encoder_weights")) not in (None, self.encoder.weights):
                 raise UserError(
@@ -171,7 +171,7 @@ class IloraTeacher:
         return Accelerator(cpu=train.device == "cpu", mixed_precision=train.precision)
 
     def starting_weights(self) -> dict[str, Any]:
-        """Weights that it starts from and no fingerprint holds: a checkpoint goes on with the same only."""
+        """Hashes of the weights that training starts from, which no fingerprint holds: a resume needs the same ones."""
         llm = {f"llm {name}": value for name, value in self.llm_identity.items()}
         return llm | {"encoder weights": self.encoder.weights}
 

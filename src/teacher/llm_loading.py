@@ -1,4 +1,4 @@
-"""Loading the language model behind the teacher: the one that was named, whole, frozen, without dropout of its own."""
+"""Loading the language model behind the teacher: complete, frozen, without its own dropout; or refusing it."""
 
 from __future__ import annotations
 

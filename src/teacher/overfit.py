@@ -1,6 +1,6 @@
-"""`teacher.overfit=n`, a debug run: a teacher that cannot learn n rows by heart has something broken.
+"""`teacher.overfit=n`, a debug run: a teacher that cannot memorise n rows is broken.
 
-The rows are training and validation at once, the rate stays at its peak, and what works against learning by heart is
+The rows are training and validation at once, the rate stays at its peak, and what works against memorising is
 off (`overfit_config`). All else is the teacher's own: prompts, gate, projector, objectives. Nothing is kept.
 
 A frozen LLM's last norm and output head bound how sure it can be of a token (`answer_floor`). Where that floor lies
@@ -54,7 +54,7 @@ def overfit_config(config: IloraConfig) -> IloraConfig:
 
 
 def overfit_rows(config: IloraConfig, data: InteractionData) -> np.ndarray:
-    """The sample ids to learn by heart, drawn by seed."""
+    """The sample ids to memorise, drawn by seed."""
     rows, count = data.splits["train"], config.overfit
     if count is None or count > len(rows):
         raise UserError(f"teacher.overfit={count}", f"1 to {len(rows)} training rows", "teacher.overfit")
@@ -86,7 +86,11 @@ def overfit(config: IloraConfig, data: InteractionData, run: Run | None) -> floa
         found += f" (the LLM's frozen last norm and output head allow {floor:.4f} at best)"
     if loss >= BOUND:
         fix = "teacher.train.lr, teacher.lora or teacher.objective; the gradient norms are in TensorBoard"
-        raise UserError(found, f"below {BOUND}", fix if floor < BOUND else "teacher.llm to a surer one")
+        raise UserError(
+            found,
+            f"below {BOUND}",
+            fix if floor < BOUND else "teacher.llm to a model that can be more certain",
+        )
     log.info("%s: below %s as it should be; nothing is kept or exported", found, BOUND)
     return loss
 

@@ -21,7 +21,7 @@ class PromptTokens:
 
     Attributes:
         start: ids that begin a text: the begin token, or none.
-        unknown: the token of what the tokenizer does not know; None where it knows all.
+        unknown: id of the unknown token; None where there is none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -78,7 +78,7 @@ def readable_titles(tokens: PromptTokens, titles: Sequence[str], most: int | Non
     """The titles as prompts show them, entry 0 unused: without blanks around, and cut to `most` tokens.
 
     Raises:
-        UserError: a title that is empty, or of which the tokenizer knows nothing.
+        UserError: a title that is empty, or has no known token.
     """
     readable: list[str] = [titles[0]]
     tokens_of: list[tuple[int, ...]] = [()]

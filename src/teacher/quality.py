@@ -72,7 +72,7 @@ def references(
         except UserError as e:
             if name != "tfidf":
                 raise
-            log.info("no rival from words: %s", e)  # titles that are ids, or share no word
+            log.info("no TF-IDF reference: %s", e)  # titles that are ids, or share no word
             del made[name]
     return made
 

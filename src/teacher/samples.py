@@ -127,7 +127,7 @@ class SampleSource:
 
 @dataclass(frozen=True)
 class Context:
-    """A teacher with what it is asked about: what ranking, evaluation and validation work with.
+    """A teacher with its samples and export settings, as ranking, evaluation and validation need them.
 
     Attributes:
         model, source: the trained teacher and its samples.

@@ -4,7 +4,7 @@ Nothing is trained, so every row is out of sample. A history is the recency-weig
 
     log p(i | u) = log softmax_i( mean_h cos(h, i) / temperature + popularity * log(1 + count_i) )
 
-`teacher=tfidf` is the honest rival of every language model: what it cannot beat is what words alone know.
+`teacher=tfidf` is the baseline of every language model: one that does not beat it adds nothing to the words.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SimilarityTeacher(ClassicalTeacher):
         if shape.largest > _ONE_DIRECTION:
             raise UserError(
                 f"title vectors with {shape.largest:.1%} of their variance in one direction ({shape})",
-                f"at most {_ONE_DIRECTION:.0%}: such vectors tell no titles apart",
+                f"at most {_ONE_DIRECTION:.0%}: such vectors cannot tell titles apart",
                 "teacher.text.layers or pooling, or the items' titles",
             )
         settings = self.config.similarity

@@ -49,9 +49,9 @@ class TeacherTrainer(TrainingSteps):
     Args:
         config, model, source, train_ids, accelerator, run: see `TrainingSteps`.
         valid_ids: sample ids to choose the best step by.
-        folder: place of the checkpoint; training goes on from the one that lies there.
+        folder: of the checkpoint; training resumes from one that is there.
         fingerprint: what this training computes; a checkpoint of another one is refused.
-        same: what else a checkpoint must have been made with, such as weights that no fingerprint holds.
+        same: what else must agree with a checkpoint, such as hashes of weights that no fingerprint holds.
     """
 
     def __init__(
@@ -197,4 +197,4 @@ class TeacherTrainer(TrainingSteps):
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.best = TeacherProgress(**state["progress"]), state["best"]
         self.items = None if state["items"] is None else state["items"].to(self.model.device)
-        log.info("going on after step %d of %s", self.done.step, self.path)
+        log.info("resuming after step %d of %s", self.done.step, self.path)

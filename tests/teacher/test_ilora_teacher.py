@@ -259,7 +259,7 @@ def test_a_part_that_is_not_saved_is_noticed(make_config, demo_data, teacher_roo
     """The reloaded model starts from nothing: what the folder lacks shows in the states."""
     monkeypatch.setattr("src.teacher.ilora_teacher.load_teacher", lambda *a, **k: {"training": {}})
     config = make_config("teacher.train.samples=32", "teacher.train.lr=0.002")
-    with pytest.raises(RuntimeError, match="the reloaded teacher answers otherwise"):
+    with pytest.raises(RuntimeError, match="the reloaded teacher gives other states"):
         IloraTeacher(config, demo_data).prepare(None)
 
 

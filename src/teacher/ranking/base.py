@@ -56,7 +56,7 @@ def prefixes(
     h_seq = context.source.encoder.h_seq(context.source.data.histories(sample_ids))
     order = np.argsort(lengths, kind="stable")
     size = max(1, min(context.export.batch_size, _MASK_AT_ONCE // max(1, nodes * (longest + nodes))))
-    # Of a shard, or what is asked for; a shard of a large LLM takes long.
+    # Progress within a shard: with a large LLM a shard takes long.
     for i in progress(range(0, len(order), size), f"ranking {len(order)} samples"):
         rows = order[i : i + size]
         with model.gates.use(model.gate(h_seq[rows].to(model.device))):

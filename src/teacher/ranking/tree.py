@@ -147,7 +147,7 @@ def naive_scores(
 
 
 def require_tree_support(context: Context, ranking: str) -> None:
-    """Raise UserError for an LLM that cannot write, or that reads a tree of titles otherwise than each alone.
+    """Raise UserError for an LLM that cannot write, or that scores a tree of titles differently from each title alone.
 
     The second is measured once per model, on the longest of some prompts: recurrent layers, positions that
     come from the mask (ALiBi) or windows that the configuration does not name would give other likelihoods.
@@ -197,7 +197,7 @@ def _measure(context: Context, ranking: str) -> None:
     full = next(model.llm.parameters()).dtype == torch.float32
     off = float((np.abs(found - expected) / [len(a) for a in answers]).max())
     if not off <= (_ROUNDING if full else _ROUNDING_HALF):
-        what = f"reads a tree of titles otherwise than each alone (log-likelihoods differ by {off:.3g} per token)"
+        what = f"scores a tree of titles differently from each title alone (by {off:.3g} per token)"
         raise _refusal(model, ranking, what)
 
 
