@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from src.core.candidates import CandidateSet, Choices, choose_by_scores
 from src.core.data_utils import InteractionData
-from src.core.run import Stopwatch
+from src.core.run import Run, Stopwatch
 from src.core.teacher_store import TeacherRows, locate
 from src.teacher.config import KnnConfig, MarkovConfig, PopularityConfig, SasrecConfig, TeacherConfig
 from src.teacher.rows import rank_scores
 
-if TYPE_CHECKING:
-    from src.core.run import Run
-
+Own = tuple[np.ndarray, np.ndarray]  # rows [o] and columns [o] of a [B, N] table of scores
+NONE: Own = (np.empty(0, np.int64), np.empty(0, np.int64))
 _SCORES_AT_ONCE = 8_000_000  # elements of a [B, N] block: 64 MB in float64
 
 
 class ClassicalTeacher:
-    """What the classical baselines share: batches, rankings and exact ranks. See `interfaces.Teacher`.
+    """What teachers without a trained LLM share: batches and rankings. See `interfaces.Teacher`.
 
     Args:
         config: the teacher's settings.
@@ -37,13 +36,10 @@ class ClassicalTeacher:
 
     score_kind = "log_likelihood"
 
-    def __init__(
-        self,
-        config: TeacherConfig,
-        data: InteractionData,
-        train_ids: np.ndarray | None = None,
-    ):
+    def __init__(self, config: TeacherConfig, data: InteractionData, train_ids: np.ndarray | None = None):
         self.config, self.data, self.name = config, data, config.name
+        # A training sample is scored without what it added to the counts.
+        self.leave_one_out = bool(getattr(config, "leave_one_out", False))
         self._train_ids = np.sort(data.splits["train"] if train_ids is None else train_ids)
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
@@ -54,8 +50,12 @@ class ClassicalTeacher:
     def _fit(self, run: Run | None) -> None:
         raise NotImplementedError
 
-    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
-        """[B, L] histories -> [B, N] float32; column c scores item c + 1."""
+    def log_probabilities(self, histories: np.ndarray, own: Own = NONE) -> np.ndarray:
+        """[B, L] histories -> [B, N] float32; column c scores item c + 1.
+
+        Args:
+            own: rows that are training samples, with the columns of their targets, to score without themselves.
+        """
         raise NotImplementedError
 
     def item_embeddings(self) -> np.ndarray:
@@ -75,11 +75,15 @@ class ClassicalTeacher:
 
     def train_sample_ids(self) -> np.ndarray:
         """Samples that `rank` and `score_all` treat in sample: none where each is scored without itself."""
-        return self._train_ids[:0] if getattr(self.config, "leave_one_out", False) else self._train_ids
+        return self._train_ids[:0] if self.leave_one_out else self._train_ids
 
     def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
         """[n, N] float32 log-probabilities of the whole catalogue; the caller bounds n."""
-        return self.log_probabilities(self.data.histories(sample_ids))
+        histories, own = self.data.histories(sample_ids), NONE
+        if self.leave_one_out:
+            rows = np.flatnonzero(locate(self._train_ids, sample_ids)[1])
+            own = rows, self.data.targets(sample_ids[rows]) - 1
+        return self.log_probabilities(histories, own)
 
     def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
         batches = ((rows, self.score_all(sample_ids[rows])) for rows in self._batches(len(sample_ids)))
@@ -92,11 +96,6 @@ class ClassicalTeacher:
     def _batches(self, n: int) -> list[slice]:
         size = max(1, min(self.config.export.batch_size, _SCORES_AT_ONCE // self.data.n_items))
         return [slice(i, i + size) for i in range(0, n, size)]
-
-    def _known_rows(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Positions of the samples whose known transitions must be taken out of their scores."""
-        known = locate(self._train_ids, sample_ids)[1]
-        return np.flatnonzero(known) if getattr(self.config, "leave_one_out", False) else np.arange(0)
 
     def _popularity(self) -> np.ndarray:
         """[N] share of every item among the training targets, each counted once more than it occurs."""
@@ -115,7 +114,7 @@ class PopularityTeacher(ClassicalTeacher):
     def fitted(self) -> list[np.ndarray]:
         return [self._log_p]
 
-    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
+    def log_probabilities(self, histories: np.ndarray, own: Own = NONE) -> np.ndarray:
         return np.broadcast_to(self._log_p, (len(histories), len(self._log_p)))
 
     def item_embeddings(self) -> np.ndarray:
@@ -146,19 +145,12 @@ class KnnTeacher(ClassicalTeacher):
     def fitted(self) -> list[np.ndarray]:
         return [*_arrays(self._similar), self._pop, self._damp]
 
-    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
-        return self._normalised((self._weighted(histories) @ self._similar).toarray())
-
-    def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
-        history, known = self._weighted(self.data.histories(sample_ids)), self._known_rows(sample_ids)
+    def log_probabilities(self, histories: np.ndarray, own: Own = NONE) -> np.ndarray:
+        history, (rows, columns) = self._weighted(histories), own
         scores = (history @ self._similar).toarray()
         # The sample added its history's weights to its target's column, so they come back squared.
-        columns = self.data.targets(sample_ids[known]) - 1
-        added = (history[known].power(2) @ self._damp) * self._damp[columns]
-        scores[known, columns] = np.maximum(scores[known, columns] - added, 0.0)
-        return self._normalised(scores)
-
-    def _normalised(self, scores: np.ndarray) -> np.ndarray:
+        added = (history[rows].power(2) @ self._damp) * self._damp[columns]
+        scores[rows, columns] = np.maximum(scores[rows, columns] - added, 0.0)
         total = scores.sum(axis=1, keepdims=True)
         # A history without any neighbour leaves all to popularity.
         known = np.divide(scores, total, out=np.repeat(self._pop[None], len(scores), axis=0), where=total > 0)
@@ -200,19 +192,11 @@ class MarkovTeacher(ClassicalTeacher):
     def fitted(self) -> list[np.ndarray]:
         return [*_arrays(self._counts), self._pop]
 
-    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
-        newest = histories[:, -1] - 1
-        return self._smoothed(self._counts[newest].toarray(), self._totals[newest])
-
-    def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
-        newest, known = self.data.histories(sample_ids)[:, -1] - 1, self._known_rows(sample_ids)
+    def log_probabilities(self, histories: np.ndarray, own: Own = NONE) -> np.ndarray:
+        newest, prior = histories[:, -1] - 1, self.config.smoothing
         counts, totals = self._counts[newest].toarray(), self._totals[newest]
-        counts[known, self.data.targets(sample_ids[known]) - 1] -= 1.0
-        totals[known] -= 1.0
-        return self._smoothed(counts, totals)
-
-    def _smoothed(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
-        prior = self.config.smoothing
+        counts[own] -= 1.0
+        totals[own[0]] -= 1.0
         return np.log((counts + prior * self._pop) / (totals + prior)[:, None]).astype(np.float32)
 
     def item_embeddings(self) -> np.ndarray:
@@ -237,7 +221,7 @@ class SasrecTeacher(ClassicalTeacher):
     def weights(self) -> str:
         return self._encoder.weights[:12]
 
-    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
+    def log_probabilities(self, histories: np.ndarray, own: Own = NONE) -> np.ndarray:
         return self._encoder.log_probabilities(histories).numpy()
 
     def item_embeddings(self) -> np.ndarray:

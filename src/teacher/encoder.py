@@ -53,7 +53,9 @@ class FrozenEncoder:
     @torch.no_grad()
     def h_seq(self, histories: np.ndarray, batch_size: int = 4096) -> Tensor:
         """[n, L] histories -> [n, E] the last block's normed output at the newest item, on the CPU."""
-        return torch.cat([self.student.encode(h).cpu() for h in self._batches(histories, batch_size)])
+        device, starts = self.item_table().device, range(0, len(histories), batch_size)
+        batches = (torch.from_numpy(histories[i : i + batch_size]).long().to(device) for i in starts)
+        return torch.cat([self.student.encode(batch).cpu() for batch in batches])
 
     @torch.no_grad()
     def prior(self, h_seq: Tensor, histories: np.ndarray) -> Tensor:
@@ -62,20 +64,9 @@ class FrozenEncoder:
         scores = self.student.score(h_seq.to(device), history=torch.from_numpy(histories).long().to(device))
         return torch.log_softmax(scores, dim=-1).cpu()
 
-    @torch.no_grad()
-    def log_probabilities(self, histories: np.ndarray, batch_size: int = 1024) -> Tensor:
-        """[n, L] histories -> [n, N] log-softmax over the catalogue, on the CPU."""
-        rows = self._batches(histories, batch_size)
-        return torch.cat([torch.log_softmax(self.student(h), dim=-1).cpu() for h in rows])
-
-    def _batches(self, histories: np.ndarray, size: int) -> list[Tensor]:
-        if self.student.training:
-            raise RuntimeError("the frozen encoder is in train mode")
-        device = self.item_table().device
-        return [
-            torch.from_numpy(histories[i : i + size]).long().to(device)
-            for i in range(0, len(histories), size)
-        ]
+    def log_probabilities(self, histories: np.ndarray) -> Tensor:
+        """[n, L] histories -> [n, N] log-softmax over the catalogue, on the CPU; the caller bounds n."""
+        return self.prior(self.h_seq(histories), histories)
 
 
 def frozen_encoder(

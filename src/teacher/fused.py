@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -13,13 +13,10 @@ from src.core.artifacts import fingerprint
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
-from src.core.run import Stopwatch
+from src.core.run import Run, Stopwatch
 from src.core.seed import numpy_stream
 from src.teacher.classical import ClassicalTeacher
 from src.teacher.config import FusedConfig
-
-if TYPE_CHECKING:
-    from src.core.run import Run
 
 _FIT_VALUES = 2**27  # scores of all members held while the weights are fitted: 512 MiB
 log = get_logger(__name__)

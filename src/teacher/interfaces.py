@@ -7,15 +7,13 @@ then `item_embeddings`. A teacher owns its training and its artifacts; it never 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from src.core.candidates import CandidateSet, Choices
+from src.core.run import Run
 from src.core.teacher_store import TeacherRows
-
-if TYPE_CHECKING:
-    from src.core.candidates import CandidateSet, Choices
-    from src.core.run import Run
 
 
 @runtime_checkable

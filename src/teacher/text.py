@@ -10,7 +10,7 @@ Nothing is trained, so every row is out of sample. A history is the recency-weig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
@@ -20,13 +20,10 @@ from src.core.config import determining
 from src.core.errors import UserError
 from src.core.geometry import geometry, principal_directions
 from src.core.logging import get_logger
-from src.core.run import Stopwatch
-from src.teacher.classical import ClassicalTeacher, truncated_svd
+from src.core.run import Run, Stopwatch
+from src.teacher.classical import NONE, ClassicalTeacher, Own, truncated_svd
 from src.teacher.config import TextConfig, TfidfConfig
 from src.teacher.kept_states import kept_states
-
-if TYPE_CHECKING:
-    from src.core.run import Run
 
 _ONE_DIRECTION = 0.99  # share of the variance beyond which all titles have the same vector but for its length
 log = get_logger(__name__)
@@ -36,6 +33,10 @@ class SimilarityTeacher(ClassicalTeacher):
     """Ranks by similarity of title vectors to the history's; subclasses give the vectors."""
 
     config: TfidfConfig | TextConfig
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.leave_one_out = True  # popularity is counted without a training sample's own target
 
     def vectors(self) -> np.ndarray:
         """[N, D] float32 of the titles, as they are."""
@@ -58,30 +59,17 @@ class SimilarityTeacher(ClassicalTeacher):
         self._unit = np.divide(space, length, out=np.zeros_like(space), where=length > 0).astype(np.float32)
         self._counts = np.bincount(self.data.targets(self._train_ids) - 1, minlength=self.data.n_items)
 
-    def train_sample_ids(self) -> np.ndarray:
-        """None: popularity is counted without a training sample's own target."""
-        return self._train_ids[:0]
-
-    def log_probabilities(self, histories: np.ndarray) -> np.ndarray:
-        return log_softmax(self._logits(histories), axis=1)
-
-    def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
-        logits, prior = self._logits(self.data.histories(sample_ids)), self.config.similarity.popularity
-        known = np.flatnonzero(np.isin(sample_ids, self._train_ids))
-        columns = self.data.targets(sample_ids[known]) - 1
-        counts = self._counts[columns]
-        logits[known, columns] += prior * (np.log(counts) - np.log(counts + 1.0))  # log(1 + count - 1)
-        return log_softmax(logits, axis=1)
-
-    def _logits(self, histories: np.ndarray) -> np.ndarray:
-        """[B, L] -> [B, N] float32."""
+    def log_probabilities(self, histories: np.ndarray, own: Own = NONE) -> np.ndarray:
         settings = self.config.similarity
         age = histories.shape[1] - 1 - np.arange(histories.shape[1])
         weight = np.where(histories > 0, settings.decay**age, 0.0)
         weight = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
         users = np.einsum("bl,bld->bd", weight, self._unit[np.maximum(histories - 1, 0)])
         prior = settings.popularity * np.log1p(self._counts)
-        return (users @ self._unit.T / settings.temperature + prior).astype(np.float32)
+        logits = (users @ self._unit.T / settings.temperature + prior).astype(np.float32)
+        counts = self._counts[own[1]]
+        logits[own] += settings.popularity * (np.log(counts) - np.log(counts + 1.0))  # log(1 + count - 1)
+        return log_softmax(logits, axis=1)
 
     def item_embeddings(self) -> np.ndarray:
         return np.concatenate([np.zeros((1, self._vectors.shape[1]), np.float32), self._vectors])
