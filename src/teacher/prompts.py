@@ -52,7 +52,7 @@ class Example:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Examples padded on one side.
+    """Examples padded on the right.
 
     Attributes:
         ids: [B, T] token ids, 0 at placeholders and padding.
@@ -75,8 +75,8 @@ class PromptBatch:
         return len(self.ids)
 
 
-def collate(examples: Sequence[Example], left: bool = False) -> PromptBatch:
-    """Pad to the longest example, on the right (training, ranking) or the left (generation).
+def collate(examples: Sequence[Example]) -> PromptBatch:
+    """Pad on the right, to the longest example.
 
     Raises:
         UserError: an example has another number of placeholders than items.
@@ -87,20 +87,15 @@ def collate(examples: Sequence[Example], left: bool = False) -> PromptBatch:
     mask, labels = np.zeros(shape, bool), np.full(shape, IGNORE, np.int64)
     readout = np.empty(len(examples), np.int64)
     for row, e in enumerate(examples):
-        at = longest - len(e.ids) if left else 0
-        span = slice(at, at + len(e.ids))
-        slots = e.ids == PLACEHOLDER
+        span, slots = slice(len(e.ids)), e.ids == PLACEHOLDER
         if int(slots.sum()) != len(e.items) or (e.items < 1).any():
-            raise UserError(
-                f"a prompt has {int(slots.sum())} placeholders and {len(e.items)} items",
-                "one item (not padding) per placeholder",
-                "teacher.prompt",
-            )
+            found = f"a prompt has {int(slots.sum())} placeholders and {len(e.items)} items"
+            raise UserError(found, "one item (not padding) per placeholder", "teacher.prompt")
         ids[row, span] = np.where(slots, 0, e.ids)
         items[row, span][slots] = e.items
         mask[row, span] = True
-        readout[row] = at + e.prefix - 1
-        labels[row, at + e.answer : at + len(e.ids)] = e.ids[e.answer :]
+        readout[row] = e.prefix - 1
+        labels[row, e.answer : len(e.ids)] = e.ids[e.answer :]
     return PromptBatch(*(torch.from_numpy(a) for a in (ids, items, mask, readout, labels)))
 
 

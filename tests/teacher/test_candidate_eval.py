@@ -14,7 +14,7 @@ from src.teacher import candidate_eval
 from src.teacher.candidate_eval import by_item_scores, by_language, match_title
 from src.teacher.classical import KnnTeacher
 from src.teacher.ilora_teacher import IloraTeacher
-from src.teacher.prompts import collate
+from src.teacher.prompts import PromptBatch, collate
 from src.teacher.ranking.base import Context
 from src.teacher.ranking.beams import write_texts
 from src.teacher.ranking.prefix import SharedPrefix
@@ -107,7 +107,16 @@ def test_greedy_is_hugging_faces_generate_with_left_padding(lister, candidates):
     """The papers' way: the batch padded on the left, mask and positions given, the gate in effect."""
     model, histories = lister.model, lister.data.histories(candidates.sample_ids)
     examples, stop = prompts(lister, candidates), lister.builder.stop_ids
-    batch = collate(examples, left=True)
+    right = collate(examples)
+    shift = right.ids.shape[1] - right.mask.sum(dim=1)
+    batch = PromptBatch(
+        *(
+            torch.stack([row.roll(int(n)) for row, n in zip(part, shift, strict=True)])
+            for part in (right.ids, right.items, right.mask)
+        ),
+        right.readout + shift,
+        right.labels,
+    )
     with torch.no_grad(), model.gates.use(model.gate(lister.encoder.h_seq(histories))):
         written = model.llm.generate(
             inputs_embeds=model.embed(batch),

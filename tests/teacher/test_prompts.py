@@ -109,14 +109,13 @@ def test_the_oldest_items_go_when_the_context_is_short(prompt, tokenizer, builde
     np.testing.assert_array_equal(cut.ids[cut.prefix :], whole.ids[whole.prefix :])
 
 
-@pytest.mark.parametrize("left", [False, True])
-def test_padding_keeps_every_example(builder, left):
+def test_padding_keeps_every_example(builder):
     examples = [builder.build(np.array(h), answer=2) for h in ([1], [1, 3, 4], [0, 5])]
-    batch = collate(examples, left=left)
+    batch = collate(examples)
     assert batch.mask.sum(1).tolist() == [len(e.ids) for e in examples]
     for row, e in enumerate(examples):
         real = batch.mask[row]
-        assert bool(real[-1 if left else 0])
+        assert bool(real[0])
         expected = np.where(e.ids == PLACEHOLDER, 0, e.ids)
         np.testing.assert_array_equal(batch.ids[row][real].numpy(), expected)
         assert batch.items[row][batch.items[row] > 0].tolist() == e.items.tolist()
