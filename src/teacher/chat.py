@@ -56,15 +56,11 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, mode: str) -> ChatFrame | Non
     try:
         text = _render(tokenizer, [user], add_generation_prompt=True)
     except Exception as e:  # jinja's errors, and what a template raises itself
-        raise UserError(
-            f"{name} fails on one user message: {type(e).__name__}: {str(e)[:200]} (in {place})",
-            "one that takes it, or plain prompts: never",
-            _KEY,
-        ) from e
+        found = f"{name} fails on one user message: {type(e).__name__}: {str(e)[:200]} (in {place})"
+        raise UserError(found, "one that takes it, or plain prompts: never", _KEY) from e
     if (count := text.count(_MESSAGE)) != 1:
-        raise UserError(
-            f"{name} shows a message {count} times (in {place})", "once, or plain prompts: never", _KEY
-        )
+        found = f"{name} shows a message {count} times (in {place})"
+        raise UserError(found, "once, or plain prompts: never", _KEY)
     try:
         turns = _render(tokenizer, [user, {"role": "assistant", "content": _ANSWER}])
         # Such as `<end_of_turn>` (Gemma) or `<|im_end|>` (Qwen).

@@ -40,9 +40,8 @@ def load_trained_state(model: IloraModel, parts: dict[str, dict[str, Tensor]], w
     for part, state in trained_state(model).items():
         found = parts.get(part, {})
         for name in sorted(state.keys() ^ found.keys()):
-            raise UserError(
-                f"{where}: {part} {'lacks' if name in state else 'has an unknown'} {name}", "", fix
-            )
+            fault = "lacks" if name in state else "has an unknown"
+            raise UserError(f"{where}: {part} {fault} {name}", "", fix)
         for name, tensor in state.items():
             if (shape := tuple(found[name].shape)) != tuple(tensor.shape):
                 raise UserError(f"{where}: {part} {name} is {shape}", str(tuple(tensor.shape)), fix)

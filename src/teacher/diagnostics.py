@@ -74,22 +74,16 @@ def gradient_norms(parts: Mapping[str, list[nn.Parameter]]) -> dict[str, float]:
 def check_loss(sums: StepSums, step: int) -> None:
     """Raise UserError when a loss of this step is not finite."""
     if not math.isfinite(sums.item + sums.lm):
-        raise UserError(
-            f"loss {sums.item + sums.lm} at step {step + 1}",
-            "a finite loss",
-            "teacher.train.lr or precision",
-        )
+        found = f"loss {sums.item + sums.lm} at step {step + 1}"
+        raise UserError(found, "a finite loss", "teacher.train.lr or precision")
 
 
 def check_gradients(parts: Mapping[str, list[nn.Parameter]], step: int) -> None:
     """Raise UserError when a trained part gets no gradient."""
     for name, group in parts.items():
         if group and not any(p.grad is not None and bool(p.grad.any()) for p in group):
-            raise UserError(
-                f"the gradient of {name} is zero at step {step + 1}",
-                "every trained part to learn",
-                "teacher.objective, teacher.lora.targets or teacher.train.train_projector",
-            )
+            fix = "teacher.objective, teacher.lora.targets or teacher.train.train_projector"
+            raise UserError(f"the gradient of {name} is zero at step {step + 1}", "a gradient", fix)
 
 
 @torch.no_grad()
@@ -105,11 +99,8 @@ def check_adapter(model: IloraModel, batch: PromptBatch, h_seq: Tensor, hybrid: 
         with model.llm.disable_adapter():
             base = model.states(batch, hybrid)
     if torch.equal(adapted, base):
-        raise UserError(
-            "the adapter has no effect: the LLM's states are equal with and without it",
-            "a trained adapter",
-            "teacher.train (lr, epochs, precision), and train again",
-        )
+        found = "the adapter has no effect: the LLM's states are equal with and without it"
+        raise UserError(found, "a trained adapter", "teacher.train (lr, epochs, precision), and train again")
 
 
 @torch.no_grad()

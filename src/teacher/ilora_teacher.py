@@ -34,7 +34,6 @@ from src.teacher.llm import compile_blocks
 from src.teacher.llm_loading import load_llm
 from src.teacher.prompts import PromptBuilder, collate
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
-from src.teacher.ranking.base import check_context
 from src.teacher.ranking.hidden import catalogue_scores
 from src.teacher.samples import Context, SampleSource
 from src.teacher.tiny_llm import tiny_llm_folder
@@ -191,14 +190,14 @@ class IloraTeacher:
 
     def rank(self, split: str, sample_ids: np.ndarray, k: int) -> TeacherRows:
         ids = np.asarray(sample_ids)
-        return self._passes.run(lambda size: self._ranker_with(size, ids).rank(ids, k), self._forget_ranker)
+        return self._passes.run(lambda size: self._ranker_with(size).rank(ids, k), self._forget_ranker)
 
     def score_all(self, sample_ids: np.ndarray) -> np.ndarray:
         """[n, N] float32 log-probabilities of the whole catalogue (objective item); the caller bounds n."""
         out = np.empty((len(sample_ids), self.data.n_items), np.float32)
 
         def scored(size: int) -> np.ndarray:
-            ranker: Any = self._ranker_with(size, sample_ids)
+            ranker: Any = self._ranker_with(size)
             for rows, log_p in catalogue_scores(ranker.context, sample_ids, ranker.items):
                 out[rows] = log_p.cpu().numpy()
             return out
@@ -226,12 +225,9 @@ class IloraTeacher:
         context = Context(self.model, self.source, self.config.export, self.hybrid, self.config.seed)
         return context.with_batch(batch_size)
 
-    def _ranker_with(self, batch_size: int, sample_ids: np.ndarray) -> Ranker:
+    def _ranker_with(self, batch_size: int) -> Ranker:
         if self._ranker is None:
-            context = self._context(batch_size)
-            if len(self.llm_sample_ids()):  # an untrained adapter has no effect, and is to have none
-                check_context(context, sample_ids)
-            self._ranker = make_ranker(context)
+            self._ranker = make_ranker(self._context(batch_size))
         return self._ranker
 
     def _forget_ranker(self) -> None:

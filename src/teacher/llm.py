@@ -79,9 +79,8 @@ def add_lora(model: nn.Module, lora: LoraSettings) -> PeftModel:
     targets = list(lora.targets) if lora.targets else found
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in found):
-            raise UserError(
-                f"the LLM has no linear {target!r}", f"some of {', '.join(found)}", "teacher.lora.targets"
-            )
+            expected = f"some of {', '.join(found)}"
+            raise UserError(f"the LLM has no linear {target!r}", expected, "teacher.lora.targets")
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -93,9 +92,8 @@ def add_lora(model: nn.Module, lora: LoraSettings) -> PeftModel:
     try:
         return get_peft_model(model, settings)
     except ValueError as e:  # some linears of recurrent blocks
-        raise UserError(
-            f"no LoRA for this LLM: {e}", "linears that peft adapts", "teacher.lora.targets"
-        ) from e
+        message = f"no LoRA for this LLM: {e}"
+        raise UserError(message, "linears that peft adapts", "teacher.lora.targets") from e
 
 
 def token_logits(model: nn.Module, hidden: Tensor) -> Tensor:

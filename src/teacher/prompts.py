@@ -165,11 +165,8 @@ class PromptBuilder:
         self._evaluation = _Wording(config.evaluation, tokens, chat)
         self._sampler = CandidateSampler(self.titles, seed, "teacher.prompt.candidates")
         if config.candidates > (most := self._sampler.n_titles):
-            raise UserError(
-                f"{config.candidates} candidates from {most} titles",
-                f"at most {most}",
-                "teacher.prompt.candidates",
-            )
+            found = f"{config.candidates} candidates from {most} titles"
+            raise UserError(found, f"at most {most}", "teacher.prompt.candidates")
         self._check_lengths()
 
     def _with_slot(self, text: str, title: str) -> np.ndarray:

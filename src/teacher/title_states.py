@@ -107,11 +107,8 @@ def _tokenised(llm: LoadedLLM, prompt: str, titles: Sequence[str]) -> list[Token
     )
     room = llm.context - len(head) - len(tail)
     if room < 1:
-        raise UserError(
-            f"a prompt of {len(head) + len(tail)} tokens",
-            f"< {llm.context}, the LLM's context",
-            "teacher.text.prompt",
-        )
+        found = f"a prompt of {len(head) + len(tail)} tokens"
+        raise UserError(found, f"< {llm.context}, the LLM's context", "teacher.text.prompt")
     first = llm.bidirectional and not before.strip()  # a text of its own, as sentence encoders are trained
     texts = []
     for title in readable_titles(tokens, titles, None)[1:]:

@@ -12,7 +12,6 @@ from src.core.errors import UserError
 from src.core.logging import progress
 from src.core.signals import check_stop
 from src.core.teacher_store import TeacherRows
-from src.teacher.diagnostics import check_adapter
 from src.teacher.prompts import Example, collate
 from src.teacher.ranking.prefix import SharedPrefix
 from src.teacher.samples import Context
@@ -63,11 +62,3 @@ def prefixes(
             batch = collate([examples[r] for r in rows]).to(model.device)
             yield rows, SharedPrefix(model, batch, context.hybrid)
         check_stop()
-
-
-def check_context(context: Context, sample_ids: np.ndarray) -> None:
-    """`diagnostics.check_adapter` on the first sample's prompt."""
-    source, device = context.source, context.model.device
-    history = source.data.histories(sample_ids[:1])
-    batch = collate([source.builder.build(history[0])]).to(device)
-    check_adapter(context.model, batch, source.encoder.h_seq(history).to(device), context.hybrid)
