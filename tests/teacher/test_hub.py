@@ -13,7 +13,6 @@ from src.core.errors import UserError
 from src.core.paths import CONF
 from src.teacher.llm_loading import load_llm
 from tests.teacher.conftest import compose_teacher
-from tests.teacher.test_families import FAMILIES, write_family
 
 SHIPPED = {
     "smollm2_135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "float32"),
@@ -134,9 +133,3 @@ class TestHub:
     def test_revision(self, hub):
         line = self.refusal("teacher.llm.path=some/model", "teacher.llm.revision=nowhere")
         assert "(revision nowhere): no such revision" in line and "teacher.llm.revision" in line
-
-    def test_a_local_folder_with_broken_weights(self, demo_data, tmp_path):
-        folder = write_family(FAMILIES["llama"], tmp_path / "broken", demo_data)
-        (folder / "model.safetensors").unlink()
-        line = self.refusal("teacher/llm=local", f"teacher.llm.path={folder}")
-        assert str(folder) in line and "cannot be loaded" in line and "teacher.llm.path" in line

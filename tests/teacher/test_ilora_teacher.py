@@ -287,12 +287,6 @@ def test_a_real_llama_in_a_local_folder(make_config, demo_data, teacher_roots, s
     rows.check(demo_data.n_items, teacher.score_kind, "test")
 
 
-def test_a_folder_without_a_model_is_refused(make_config, demo_data, teacher_roots, tmp_path):
-    config = make_config("teacher/llm=local", f"teacher.llm.path={tmp_path}")
-    with pytest.raises(UserError, match="holds no config.json"):
-        IloraTeacher(config, demo_data).prepare(None)
-
-
 def test_what_the_encoder_saw_is_in_sample(make_config, demo_data):
     """The SASRec's scores are a part of the teacher's, also for rows that the LLM never saw."""
     teacher = IloraTeacher(make_config("teacher.train.samples=96"), demo_data)
