@@ -1,4 +1,4 @@
-"""The registry of runs: every reader of `result/` (plan, trials, comparison, tables of experiments) asks here.
+"""The registry of runs: every reader of `result/` (plan, comparison, tables of experiments) asks here.
 
     for run in find_runs(stage="distill", state="completed"):
         run.fingerprint, run.seed, run.setting("student.lr"), run.metrics["valid"]["NDCG@10"]
@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,14 @@ class RunRecord:
         file = self.folder / ".hydra" / "config.json"
         return read_object(file)["config"] if file.is_file() else {}
 
-    @cached_property
-    def overrides(self) -> tuple[str, ...]:
-        """The command line's overrides; empty where none were saved."""
-        file = self.folder / ".hydra" / "config.json"
-        return tuple(read_object(file)["overrides"]) if file.is_file() else ()
+    @property
+    def seconds(self) -> float:
+        """From the run's beginning to its last status, with what it imports and reads; 0 where not known."""
+        try:
+            begin, end = map(datetime.fromisoformat, (self.started_at, self.updated_at))
+        except ValueError:
+            return 0.0
+        return (end - begin).total_seconds()
 
     def setting(self, key: str, default: Any = None) -> Any:
         """The value at a dotted key of the saved configuration ("student.lr"), or `default`."""

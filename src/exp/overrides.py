@@ -37,7 +37,7 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
         read = [parsed(o) for o in overrides]
         values = _composed(tuple(o for o, p in zip(overrides, read, strict=True) if not _is_value(p)))
         for override in filter(_is_value, read):
-            if not _has(values, override.key_or_group):
+            if not has_key(values, override.key_or_group):
                 return resolved(_composed(tuple(overrides)))  # Hydra says what is wrong with it
             values = _with(values, override.key_or_group.split("."), override.value())
         return resolved(values)
@@ -96,7 +96,8 @@ def _is_group(key: str) -> bool:
     return (CONF / key).is_dir()
 
 
-def _has(values: dict[str, Any], key: str) -> bool:
+def has_key(values: dict[str, Any], key: str) -> bool:
+    """Whether a dotted key is there."""
     at: Any = values
     for name in key.split("."):
         if not isinstance(at, dict) or name not in at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,44 @@ def test_a_comparison_waits_for_all_and_needs_its_own_seeds(roots):
     assert last.stage == "eval_all" and last.after == tuple(job.id for job in plan.jobs[:-1])
     needed = Counter(plan.nodes[i].job.stage for i in last.needs)
     assert needed == {"student_baseline": 2, "distill": 2, "teacher": 1}  # one teacher, whose seed is its own
+
+
+def test_a_teacher_override_acts_on_the_rows_whose_teacher_has_the_key(roots):
+    mine = ("teacher.train.samples=100", "teacher/prompt=movie", "teacher.seed=5", "student.lr=0.01")
+    chosen = rows((), ("teacher=knn",), ("teacher.seed=6", "teacher=ilora"))
+    plan = make_plan([replace(r, common=mine) for r in chosen])
+    of = {n.job.overrides: n.settings for n in plan.nodes.values() if n.job.stage == "distill"}
+    assert {(s.teacher.kind, s.teacher.seed, s.student.lr) for s in of.values()} == {
+        ("ilora", 5, 0.01),
+        ("knn", 5, 0.01),
+        ("ilora", 6, 0.01),
+    }
+    assert {s.teacher.train.samples for s in of.values() if s.teacher.kind == "ilora"} == {100}
+    with pytest.raises(ConfigError, match="found teacher.train.samples=100, expected a key that some row"):
+        make_plan([replace(r, common=mine[:1]) for r in rows(("teacher=knn",), ("teacher=tfidf",))])
+    with pytest.raises(ConfigError, match="found seed=3, expected a key that some row leaves open"):
+        make_plan([replace(r, common=("seed=3",)) for r in rows(("seed=1",), ("seed=2",))])
+
+
+def test_the_tables_of_study_and_tuning(roots):
+    variables = ("vars.seeds=[1,2]", "vars.students=[sasrec,caser]")
+    study = read_table(CONF / "table" / "study.yaml", (*SMALL, "teacher.train.samples=100"), variables)
+    wanted = Counter(n.job.stage for n in make_plan(study.rows).nodes.values())
+    # Per student and seed: as it is, three controls, two parts, two other teachers.
+    assert wanted == {
+        "dataset": 1,
+        "encoder": 1,
+        "llm": 1,
+        "training": 1,
+        "teacher": 5,
+        "student_baseline": 4,
+        "distill": 4 * (1 + 3 + 2 + 2),
+        "eval_all": 2,
+    }
+    tuning = CONF / "table" / "tuning.yaml"
+    assert Counter(r.stage for r in read_table(tuning).rows) == {"student_baseline": 8, "distill": 8}
+    with pytest.raises(ConfigError, match="equal_trials: found .*'student_baseline': 8, 'distill': 4"):
+        read_table(tuning, (), ("vars.lam=[1]",))
 
 
 def test_rows_that_differ_in_nothing_that_matters_run_once(roots):

@@ -20,9 +20,10 @@ def test_a_row_is_its_overrides(tmp_path):
     text = "# lambda -> distill.lam\n# s -> seed, teacher.seed\n\nname,s,lambda,active\nfirst,3,0.5,random\n,4,,\n"
     table = read(tmp_path, text, common=["dataset=demo"])
     first, second = table.rows
-    assert first.overrides == ("dataset=demo", "seed=3", "teacher.seed=3", "distill.lam=0.5", "active=random")
+    assert first.overrides == ("seed=3", "teacher.seed=3", "distill.lam=0.5", "active=random")
+    assert first.common == second.common == ("dataset=demo",)
     assert (first.name, first.stage, first.where) == ("first", "distill", "line 5")
-    assert second.overrides == ("dataset=demo", "seed=4", "teacher.seed=4")  # an empty cell is the default
+    assert second.overrides == ("seed=4", "teacher.seed=4")  # an empty cell is the default
     assert second.name == "2_s4" and second.where == "line 6"
 
 
@@ -55,10 +56,11 @@ rows:
 """
     table = read(tmp_path, text, "t.yaml", variables=["vars.seeds=[7]"])
     assert [r.overrides for r in table.rows] == [
-        ("dataset=demo", "seed=7", "teacher.seed=7", "student=sasrec"),
-        ("dataset=demo", "seed=7", "teacher.seed=7", "student=gru4rec"),
-        ("dataset=demo", "compare.seeds=[7]", "distill.lam=0.001"),
+        ("seed=7", "teacher.seed=7", "student=sasrec"),
+        ("seed=7", "teacher.seed=7", "student=gru4rec"),
+        ("compare.seeds=[7]", "distill.lam=0.001"),
     ]
+    assert all(r.common == ("dataset=demo",) for r in table.rows)
     assert table.rows[2].name == "all" and table.rows[2].where == "line 8"
 
 

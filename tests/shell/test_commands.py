@@ -60,40 +60,14 @@ def test_a_signal_to_run_all_reaches_the_stage(project, fake_venv, signum):
     assert out.read_text().split() == [str(process.pid), "got"]
 
 
-def test_tuning_gives_both_sides_equally_many_trials(project):
-    grids = {"BASELINE_GRID": "student.lr=1,2 student.dropout=3,4", "DISTILL_GRID": "distill.lam=1,2,3,4"}
-    result = project.run("cmd/run_tuning.sh", "student=caser", **grids)
-    assert result.returncode == 0, result.stderr
-    own, skip = ["student=caser"], ["skip_if_done=true"]
-    assert stages(project) == [
-        ("run_student_baseline", ["--multirun", *own, "student.lr=1,2", "student.dropout=3,4", *skip]),
-        ("run_teacher", own + skip),
-        ("run_distill", ["--multirun", *own, "distill.lam=1,2,3,4", *skip]),
-        ("trials", ["student_baseline", *own]),
-        ("trials", ["distill", *own]),
-    ]
-    uneven = project.run("cmd/run_tuning.sh", **grids | {"DISTILL_GRID": "distill.lam=1,2"})
-    assert uneven.returncode == 1
-    assert "found 4 baseline and 2 distillation trials, expected equally many" in uneven.stderr
-    assert len(stages(project)) == 5
-
-
-def test_study_runs_the_parts_that_are_asked_for(project):
-    result = project.run(
-        "cmd/run_study.sh", "dataset=demo_study", SEEDS="4", STUDENTS="caser", PARTS="controls"
-    )
-    assert result.returncode == 0, result.stderr
-    ran = stages(project)
-    checked = ran.pop(0)  # contradictions in the table come to light before the first training
-    assert checked[0] == "run_eval_all" and "dry_run=true" in checked[1]
-    assert [name for name, _ in ran] == ["run_teacher"] * 5 + [
-        "run_student_baseline",
-        "run_distill",
-        "run_distill",
-        "run_eval_all",
-    ]
-    assert all("teacher.seed=1" in arguments and "dataset=demo_study" in arguments for _, arguments in ran)
-    assert "distill.control=shuffle_rankings,permute_embeddings,both" in ran[7][1]
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [("tuning", []), ("study", ["vars.seeds=[4]", "vars.students=[sasrec,gru4rec,caser]"])],
+)
+def test_study_and_tuning_are_tables(project, name, variables):
+    own = ["dataset=demo_study", "vars.lam=[1, 2]"]
+    assert project.run(f"cmd/run_{name}.sh", *own, SEEDS="4").returncode == 0
+    assert stages(project) == [("run_table", [f"conf/table/{name}.yaml", *variables, *own])]
 
 
 def test_a_failed_set_up_runs_nothing(project):

@@ -49,6 +49,7 @@ def commands(text: str) -> list[str]:
 
 def as_one_job(argument: str) -> str:
     """The first of a sweep's values."""
+    argument = re.sub(r"=interval\((.+),.+\)$", r"=\1", argument)
     return argument.split(",", maxsplit=1)[0] if re.fullmatch(r"[\w.]+=\w+(,\w+)+", argument) else argument
 
 

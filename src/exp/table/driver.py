@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,14 @@ from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import resolve, result_root
 from src.core.run import point
-from src.core.runs import TIMES, RunRecord, find_runs
+from src.core.runs import RunRecord, find_runs
 from src.exp.costs import Sizes, export_bytes, sizes_of, student_bytes
 from src.exp.summary import summarise_table
 from src.exp.table.engines import Outcome, engine_config, run_jobs
 from src.exp.table.plan import Job, Plan, make_plan
-from src.exp.table.reading import Table, read_table
+from src.exp.table.reading import STAGES, Table, read_table
 
 _OURS = ("engine=", "engine.", "vars.", "dry_run=")
-_TIMES = {"teacher": TIMES[:2], "student_baseline": TIMES[2:3], "distill": TIMES[3:]}
 log = get_logger(__name__)
 
 
@@ -69,7 +68,9 @@ def _finish(table: Table, progress: Progress) -> int:
             point(progress.folder / row / plan.nodes[name].job.stage, plan.done[name])
     failed = [o for o in progress.ended.values() if o.state != "completed"]
     reasons = {row: f"{o.id} {o.state}: {o.reason}" for o in failed for row in progress.jobs[o.id].rows}
-    log.info("summary: %s", summarise_table(table, plan, reasons))
+    summary = summarise_table(table, plan, reasons)
+    sys.stdout.write(summary.read_text().partition("## Rows")[0])
+    log.info("summary: %s", summary)
     for outcome in failed:
         job = progress.jobs[outcome.id]
         log.error("%s: %s of %s: %s", outcome.state, job.stage, ", ".join(job.rows), outcome.reason)
@@ -131,9 +132,8 @@ def _seconds(records: Sequence[RunRecord]) -> dict[str, float]:
     """Mean seconds of completed runs, by stage."""
     found: dict[str, list[float]] = {}
     for run in records:
-        with suppress(UserError):  # damaged metrics are no matter of a forecast
-            if run.stage in _TIMES and (times := run.times):
-                found.setdefault(run.stage, []).append(sum(times.get(k, 0.0) for k in _TIMES[run.stage]))
+        if run.seconds:
+            found.setdefault(run.stage, []).append(run.seconds)
     return {stage: sum(v) / len(v) for stage, v in found.items()}
 
 
@@ -152,7 +152,7 @@ def _costs(plan: Plan, records: Sequence[RunRecord]) -> list[str]:
     devices = {str(r.usage.get("gpu", "CPU")) for r in records if r.stage in seconds}
     total = sum(seconds.get(job.stage, 0.0) for job in plan.jobs)
     hours = f"time: about {total / 3600:.2f} h one after the other, measured on {', '.join(sorted(devices))}"
-    unknown = sorted({job.stage for job in plan.jobs if job.stage in _TIMES} - seconds.keys())
+    unknown = sorted({job.stage for job in plan.jobs if job.stage in STAGES} - seconds.keys())
     more = (
         f"not known of {', '.join(unknown)}: no run yet (dry_run=true of the stage estimates)"
         if unknown

@@ -12,7 +12,7 @@ from src.core.errors import ConfigError, UserError
 from src.core.paths import model_dir, processed_dir
 from src.core.runs import RunRecord, find_runs
 from src.exp.identity import identity_of
-from src.exp.overrides import compose_values
+from src.exp.overrides import compose_values, has_key
 from src.exp.run_part import PARTS
 from src.exp.settings import Settings
 from src.exp.table.reading import Row
@@ -103,9 +103,12 @@ def make_plan(rows: Sequence[Row]) -> Plan:
 def _composed(rows: Sequence[Row]) -> list[tuple[Row, Settings]]:
     """Settings of every row. Raises ConfigError with the problems of all rows; equal ones stand once."""
     out, problems, datasets = [], dict[str, list[str]](), dict[int, str]()
+    unused = {o for row in rows for o in row.common}
     for row in rows:
         try:
-            settings = Settings.compose(row.overrides)
+            overrides = _overrides(row)
+            unused -= {*overrides}
+            settings = Settings.compose(overrides)
             if getattr(settings.teacher, "overfit", None) is not None:
                 raise ConfigError(["teacher.overfit: found a debug run, expected null in a table"])
             if id(settings.dataset) not in datasets:  # groups are shared; raw files are hashed once
@@ -117,10 +120,32 @@ def _composed(rows: Sequence[Row]) -> list[tuple[Row, Settings]]:
                 problems.setdefault(problem, []).append(row.where)
         except UserError as e:  # raw files
             problems.setdefault(str(e), []).append(row.where)
+    for override in unused if not problems else ():
+        problems[f"found {override}, expected a key that some row leaves open and its teacher has"] = [
+            "every row"
+        ]
     if problems:
         more = {p: f" and {len(w) - 1} more" if w[1:] else "" for p, w in problems.items()}
         raise ConfigError([f"{w[0]}{more[p]}: {p}" for p, w in problems.items()])
     return out
+
+
+def _overrides(row: Row) -> tuple[str, ...]:
+    """The table's overrides and then the row's, the last of a key alone.
+
+    Of the table's teacher settings a row that chooses its teacher takes those that this teacher has.
+    """
+    chosen = [o for o in row.overrides if o.startswith(("teacher=", "+experiment="))]
+    values = compose_values(chosen) if chosen else {}
+    last: dict[str, str] = {}
+    for override in (*row.common, *row.overrides):
+        key = override.partition("=")[0]
+        name = key.rpartition("@")[2].replace("/", ".")
+        foreign = override in row.common and chosen and name.startswith("teacher.")
+        if not foreign or has_key(values, name):
+            last.pop(key, None)
+            last[key] = override
+    return tuple(last.values())
 
 
 def _nodes(settings: Settings, stage: str, shared: dict[tuple[int, ...], list[Node]]) -> Iterator[Node]:

@@ -50,7 +50,8 @@ class Row:
         name: of its folder and of its lines in the log.
         stage: the last one that it needs, of STAGES.
         cells: value as written by column as the table names it; empty cells are left out.
-        overrides: for every stage.
+        overrides: its own, for every stage.
+        common: the table's, which its own go before.
     """
 
     where: str
@@ -58,6 +59,7 @@ class Row:
     stage: str
     cells: Mapping[str, str]
     overrides: tuple[str, ...]
+    common: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def read_table(path: Path, common: Sequence[str] = (), variables: Sequence[str] 
     """Read a table.
 
     Args:
-        common: overrides for every row, before its own.
+        common: overrides for every row; a row's own go before them, and they before those of the file.
         variables: `vars.NAME=VALUE` of a YAML table.
 
     Raises:
@@ -107,7 +109,7 @@ def read_table(path: Path, common: Sequence[str] = (), variables: Sequence[str] 
     keys = Counter(key for column in columns for key in file.names.get(column, (column,)))
     problems += [f"columns: {key} is set by two columns, expected one" for key, n in keys.items() if n > 1]
     problems += [f"names: {short} names no column" for short in file.names if short not in columns]
-    rows = _named([_row(w, cells, file, [*common, *file.common]) for w, cells in file.raw], columns)
+    rows = _named([_row(w, cells, file, (*file.common, *common)) for w, cells in file.raw], columns)
     problems += _twice(rows)
     if not rows and not problems:
         problems.append("found no rows, expected at least one")
@@ -236,8 +238,8 @@ def _parsed(override: str) -> Override | None:
         return None
 
 
-def _row(where: str, cells: Cells, file: _File, common: Sequence[str]) -> Row:
-    overrides = list(common)
+def _row(where: str, cells: Cells, file: _File, common: tuple[str, ...]) -> Row:
+    overrides = []
     for column, cell in cells.items():
         for name in file.names.get(column, (column,)) if column not in _OWN else ():
             key = "+experiment" if name == "experiment" else name
@@ -253,7 +255,7 @@ def _row(where: str, cells: Cells, file: _File, common: Sequence[str]) -> Row:
         file.problems.append(f"{where}: stage: found {stage}, expected one of {', '.join(STAGES)}")
     if name and not _FOLDER.fullmatch(name):
         file.problems.append(f"{where}: name: found {name!r}, expected a name that a folder can have")
-    return Row(where, name, stage, cells, tuple(overrides))
+    return Row(where, name, stage, cells, tuple(overrides), common)
 
 
 def _named(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
