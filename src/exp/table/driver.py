@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from src.core.artifacts import lock
-from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import resolve, result_root
 from src.core.run import point
