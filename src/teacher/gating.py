@@ -39,23 +39,14 @@ class GateControl:
         self._uniform = False
 
     def attach(self, model: nn.Module, adapter: str = "default") -> list[str]:
-        """Hook every LoRA layer of `model`; returns the names of the adapted layers.
-
-        Raises:
-            ValueError: no LoRA layer, or a rank that is not divisible by the number of experts.
-        """
+        """Hook every LoRA layer of `model`, whose rank the experts divide; returns the names of the adapted layers."""
         names = []
         for name, module in model.named_modules():
             lora_a = getattr(module, "lora_A", None)
             if isinstance(lora_a, nn.ModuleDict) and adapter in lora_a:
-                rank = lora_a[adapter].weight.shape[0]
-                if rank % self.experts:
-                    raise ValueError(f"{name}: rank {rank} is not divisible by {self.experts} experts")
-                self.rank = rank
+                self.rank = lora_a[adapter].weight.shape[0]
                 lora_a[adapter].register_forward_hook(self._hook)
                 names.append(name)
-        if not names:
-            raise ValueError("the model has no LoRA layer")
         return names
 
     @contextmanager

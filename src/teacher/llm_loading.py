@@ -5,9 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gguf import GGUFReader
@@ -46,37 +45,30 @@ _PATH, _MERGE = "teacher.llm.path", "teacher.llm.merge_adapter"
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class _Source:
+class _Source(NamedTuple):
     """Where a model comes from: `name` and `arguments` of every `from_pretrained`, and how messages call it."""
 
     name: str
     label: str
     arguments: dict[str, Any]
 
-    @classmethod
-    def of(cls, config: LLMConfig, folder: Path | None = None) -> _Source:
-        """The source that `config` names; its files are looked at (`check_files`)."""
-        arguments: dict[str, Any] = {
-            "trust_remote_code": config.trust_remote_code,
-            "local_files_only": config.kind != "hub",
-        }
-        if config.kind == "hub":
-            arguments |= {"revision": config.revision} if config.revision else {}
-            label = f"model {config.path} (revision {config.revision or 'default'})"
-            return cls(str(config.path), label, arguments)
-        path = folder if config.kind == "tiny" else resolve(str(config.path))
-        assert path is not None
-        if config.kind == "gguf" and path.suffix != ".gguf":
-            raise UserError(f"{path} does not end in .gguf", "a GGUF file (or teacher/llm=local)", _PATH)
-        if config.kind != "gguf" and path.suffix == ".gguf" and path.is_file():
-            raise UserError(
-                f"{path} is a GGUF file", "a folder in Hugging Face layout", "teacher/llm to gguf"
-            )
-        check_files(path, config.merge_adapter)
-        if config.kind == "gguf":
-            return cls(str(path.parent), str(path), arguments | {"gguf_file": path.name})
-        return cls(str(path), str(path), arguments)
+
+def _source(config: LLMConfig, folder: Path | None = None) -> _Source:
+    """The source that `config` names, its files checked (`check_files`)."""
+    kind, arguments = config.kind, {"trust_remote_code": config.trust_remote_code}
+    if kind == "hub":
+        label = f"model {config.path} (revision {config.revision or 'default'})"
+        revision = {"revision": config.revision} if config.revision else {}
+        return _Source(str(config.path), label, arguments | {"local_files_only": False} | revision)
+    path = folder if folder is not None else resolve(str(config.path))
+    if kind == "gguf" and path.suffix != ".gguf":
+        raise UserError(f"{path} does not end in .gguf", "a GGUF file (or teacher/llm=local)", _PATH)
+    if kind != "gguf" and path.suffix == ".gguf" and path.is_file():
+        raise UserError(f"{path} is a GGUF file", "a folder in Hugging Face layout", "teacher/llm to gguf")
+    check_files(path, config.merge_adapter)
+    gguf = {"gguf_file": path.name} if kind == "gguf" else {}
+    name = path.parent if kind == "gguf" else path
+    return _Source(str(name), str(path), arguments | {"local_files_only": True} | gguf)
 
 
 def check_llm(config: LLMConfig, chat: str) -> None:
@@ -91,7 +83,7 @@ def check_llm(config: LLMConfig, chat: str) -> None:
     """
     if config.kind == "tiny" or (config.kind == "hub" and not constants.is_offline_mode()):
         return
-    source = _Source.of(config)
+    source = _source(config)
     if config.kind == "gguf":  # its weights would have to be unpacked: that is left to `load_llm`
         try:
             GGUFReader(resolve(str(config.path)))
@@ -121,7 +113,7 @@ def load_llm(config: LLMConfig, folder: Path | None = None) -> LoadedLLM:
         UserError: the model is missing, gated, damaged, of a kind that cannot serve, or needs code that was not
             allowed; a weight is missing, left over, of another shape or not finite; the tokenizer does not fit.
     """
-    source = _Source.of(config, folder)
+    source = _source(config, folder)
     if config.trust_remote_code:
         log.warning("teacher.llm.trust_remote_code=true: Python code that comes with %s is run", source.label)
     model, tokenizer, hf_config, bidirectional = _open(config, source, weights=True)

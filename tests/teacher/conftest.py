@@ -72,6 +72,21 @@ def trained(make_config: Callable, demo_data: InteractionData, teacher_roots: Pa
     return teacher, teacher.prepare(None)
 
 
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory, demo_data: InteractionData) -> Callable[[str], Path]:
+    """Name of a family -> a folder with a tiny random model of it, as the hub would give it."""
+    from tests.teacher.test_families import FAMILIES, WITHOUT_TREES, write_family
+
+    root, made = tmp_path_factory.mktemp("families"), {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = write_family((FAMILIES | WITHOUT_TREES)[name], root / name, demo_data)
+        return made[name]
+
+    return make
+
+
 def untrained(config: IloraConfig, data: InteractionData):
     """A teacher with everything loaded and nothing learned."""
     from src.teacher.ilora_teacher import IloraTeacher

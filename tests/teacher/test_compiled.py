@@ -73,12 +73,8 @@ def passes(llm, gates) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def llm_config(make_config, demo_data, teacher_roots, tmp_path_factory):
-    """A local folder with the small embedded LLM."""
-    from tests.teacher.test_families import FAMILIES, write_family
-
-    folder = write_family(FAMILIES["llama"], tmp_path_factory.mktemp("compiled"), demo_data)
-    return make_config("teacher/llm=local", f"teacher.llm.path={folder}").llm
+def llm_config(make_config, folder_of, teacher_roots):
+    return make_config("teacher/llm=local", f"teacher.llm.path={folder_of('llama')}").llm
 
 
 @pytest.mark.parametrize(

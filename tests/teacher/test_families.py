@@ -159,19 +159,6 @@ def write_family(family: Family, folder: Path, data) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory, demo_data):
-    """name -> a folder as the hub would give it."""
-    root, made = tmp_path_factory.mktemp("families"), {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = write_family((FAMILIES | WITHOUT_TREES)[name], root / name, demo_data)
-        return made[name]
-
-    return make
-
-
 def teacher_of(folder: Path, make_config, data, *overrides: str) -> IloraTeacher:
     """Two steps of training on 32 samples."""
     # An encoder learns from the item objective alone; without a prior, that reaches it in the first step.

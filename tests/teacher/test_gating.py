@@ -152,11 +152,6 @@ def test_flattened_rows_get_the_gate_of_their_sequence():
         torch.testing.assert_close(layer(x.view(12, 6)).view(3, 4, 5), layer(x))
 
 
-def test_rank_that_experts_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="rank 8 is not divisible by 3"):
-        gated_linear(6, 6, 8, 3, 8.0)
-
-
 def test_merging_is_refused_with_the_reason():
     model, _, layer = gated_linear(6, 6, 4, 2, 8.0)
     refuse_merge(model)

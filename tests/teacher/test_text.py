@@ -124,18 +124,6 @@ def test_scores_against_loops(decay, whiten, dim, popularity):
     assert len(teacher.train_sample_ids()) == 0
 
 
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory, demo_data):
-    root, made = tmp_path_factory.mktemp("encoders"), {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = write_family(FAMILIES[name], root / name, demo_data)
-        return made[name]
-
-    return make
-
-
 def text_config(folder: Path, *overrides: str):
     return compose_teacher("teacher=text", f"teacher.llm.path={folder}", "teacher.export.top_k=5", *overrides)
 
