@@ -82,9 +82,8 @@ class TrainingSteps:
         order = numpy_stream(config.seed, "teacher_order", epoch).permutation(len(self.train_ids))
         chosen = order[at * self.train.batch_size : (at + 1) * self.train.batch_size]
         ids = self.train_ids[np.sort(chosen)]
-        hybrid = self.hybrid and self._coin(step) < hybrid_probability(
-            step, self.total, self.train.curriculum
-        )
+        coin = float(numpy_stream(config.seed, "teacher_curriculum", step).random())
+        hybrid = self.hybrid and coin < hybrid_probability(step, self.total, self.train.curriculum)
         refresh = objective.refresh_steps or self.steps_per_epoch
         if objective.item > 0 and (self.items is None or step % refresh == 0):
             self.items = self.source.item_states(model, self.hybrid)
@@ -169,9 +168,6 @@ class TrainingSteps:
                 loss.backward()
         sums.tokens += int(batch.mask.sum())
         sums.add_gate(gate)
-
-    def _coin(self, step: int) -> float:
-        return float(numpy_stream(self.config.seed, "teacher_curriculum", step).random())
 
     def _check_adapter(self, ids: np.ndarray) -> None:
         self.model.eval()
