@@ -185,11 +185,7 @@ class IloraModel(nn.Module):
 
     @torch.no_grad()
     def item_states(self, batches: list[PromptBatch], hybrid: bool = True) -> Tensor:
-        """States [N, H] of the item texts, under the uniform gate and without dropout.
-
-        Args:
-            batches: the item texts in id order.
-        """
+        """States [M, H] of item texts, in their order, under the uniform gate and without dropout."""
         was_training = self.training
         self.eval()
         try:

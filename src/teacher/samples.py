@@ -115,14 +115,21 @@ class SampleSource:
         if kept is not None and kept[0] is model and kept[1] == hybrid and _equal(kept[2], weights):
             return kept[3]
         self._item_states = None  # its memory first
-        states = self.item_passes.run(lambda size: model.item_states(self.item_texts(size), hybrid))
+        states = self.item_passes.run(lambda size: self._read_items(model, hybrid, size))
         self._item_states = model, hybrid, [w.clone() for w in weights], states
         return states
 
-    def item_texts(self, size: int = 256) -> list[PromptBatch]:
-        """The texts that stand for the items, in id order."""
+    def _read_items(self, model: IloraModel, hybrid: bool, size: int) -> Tensor:
+        """The texts of the catalogue, those of like length together: in id order most of what is read is padding."""
         texts = [self.builder.item_text(i) for i in range(1, self.data.n_items + 1)]
-        return [collate(texts[i : i + size]) for i in range(0, len(texts), size)]
+        order = np.argsort([len(text.ids) for text in texts], kind="stable")
+        starts = range(0, len(order), size)
+        found = model.item_states(
+            [collate([texts[i] for i in order[at : at + size]]) for at in starts], hybrid
+        )
+        states = torch.empty_like(found)
+        states[torch.from_numpy(order).to(found.device)] = found
+        return states
 
 
 @dataclass(frozen=True)

@@ -275,8 +275,7 @@ def test_an_llm_ranks_alike_in_one_two_and_three_processes(ranking, tmp_path):
         "teacher.train.samples=64",
         "teacher.objective.lm=0.5",
         f"teacher.export.ranking={ranking}",
-        "teacher.export.pool=20",
-        "teacher.export.beams=20",
+        *{"hidden": [], "rerank": ["teacher.export.pool=20"], "trie": ["teacher.export.beams=20"]}[ranking],
     ]
     made = {}
     for processes in (1, 2, 3):
