@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,3 +22,8 @@ class Selection:
     sample_ids: np.ndarray
     weights: np.ndarray | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def chunks(n: int, size: int = 2**16) -> Iterator[slice]:
+    """0..n in pieces, so that what is made of each stays small."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.core.data_utils import InteractionData
-from src.core.selection import Selection
+from src.core.selection import Selection, chunks
 from src.student.architectures import ItemTables, Student
 from src.student.datamodule import SampleBatch, Samples
 
@@ -60,7 +60,7 @@ def measure(name: str, scores: Tensor, columns: Tensor, hidden: Tensor) -> Tenso
 
 
 class StudentScorer:
-    """A student's view of samples (`selection_policy.Scorer`); memory is bounded by the batch.
+    """A student's view of samples (`selection_policy.Scorer`); beside the answer, memory is bounded by a chunk.
 
     Args:
         student: on `device`; its mode is restored after each pass.
@@ -79,12 +79,12 @@ class StudentScorer:
         self.batch_size, self.tables = batch_size, tables
 
     def vectors(self, sample_ids: np.ndarray) -> np.ndarray:
-        return self._pass(sample_ids, lambda hidden, tables, batch: hidden)
+        return self._pass(sample_ids, lambda hidden, tables, batch, positions: hidden)
 
     def measure(self, sample_ids: np.ndarray, name: str) -> np.ndarray:
         return self._pass(
             sample_ids,
-            lambda hidden, tables, batch: measure(
+            lambda hidden, tables, batch, positions: measure(
                 name, self.student.score(hidden, tables, batch.history), batch.target - 1, hidden
             ),
         )
@@ -92,7 +92,9 @@ class StudentScorer:
     def gradients(self, sample_ids: np.ndarray) -> np.ndarray:
         """[n, D]: sum over items of (p - onehot of the best item) times the item's output vector."""
 
-        def gradient(hidden: Tensor, tables: ItemTables | None, batch: SampleBatch) -> Tensor:
+        def gradient(
+            hidden: Tensor, tables: ItemTables | None, batch: SampleBatch, positions: slice
+        ) -> Tensor:
             vectors = (tables or self.student.tables()).outputs
             scores = self.student.score(hidden, tables, batch.history)
             return scores.softmax(dim=1) @ vectors - vectors[scores.argmax(dim=1)]
@@ -100,29 +102,34 @@ class StudentScorer:
         return self._pass(sample_ids, gradient)
 
     def log_probabilities(self, sample_ids: np.ndarray, items: np.ndarray) -> np.ndarray:
-        wanted = torch.from_numpy(np.asarray(items, np.int64) - 1).to(self.device)
-
-        def chosen(hidden: Tensor, tables: ItemTables | None, batch: SampleBatch) -> Tensor:
+        def chosen(hidden: Tensor, tables: ItemTables | None, batch: SampleBatch, positions: slice) -> Tensor:
+            columns = torch.from_numpy(np.asarray(items[positions], np.int64) - 1).to(self.device)
             log_p = self.student.score(hidden, tables, batch.history).float().log_softmax(dim=1)
-            return log_p.gather(1, wanted[batch.rows])
+            return log_p.gather(1, columns)
 
         return self._pass(sample_ids, chosen)
 
     @torch.no_grad()
     def _pass(
-        self, sample_ids: np.ndarray, compute: Callable[[Tensor, ItemTables | None, SampleBatch], Tensor]
+        self,
+        sample_ids: np.ndarray,
+        compute: Callable[[Tensor, ItemTables | None, SampleBatch, slice], Tensor],
     ) -> np.ndarray:
-        training = self.student.training
+        """`compute` of every batch (hidden, tables, batch, its positions in `sample_ids`), one below the other."""
+        training, out = self.student.training, None
         self.student.eval()
         try:
-            tables = self.tables()
-            rows = [
-                compute(self.student.encode(batch.history, tables), tables, batch).float().cpu()
-                for batch in self._batches(sample_ids)
-            ]
+            tables, start = self.tables(), 0
+            for batch in self._batches(sample_ids):
+                positions = slice(start, start := start + len(batch))
+                rows = compute(self.student.encode(batch.history, tables), tables, batch, positions)
+                if out is None:
+                    out = np.empty((len(sample_ids), *rows.shape[1:]), np.float32)
+                out[positions] = rows.float().cpu().numpy()
         finally:
             self.student.train(training)
-        return torch.cat(rows).numpy()
+        return np.empty(0, np.float32) if out is None else out
 
     def _batches(self, sample_ids: np.ndarray) -> Iterator[SampleBatch]:
-        yield from Samples(self.data, Selection(sample_ids), self.device).in_order(self.batch_size)
+        for chunk in chunks(len(sample_ids)):
+            yield from Samples(self.data, Selection(sample_ids[chunk]), self.device).in_order(self.batch_size)

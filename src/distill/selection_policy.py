@@ -6,7 +6,7 @@ and one file `conf/active/<name>.yaml` (docs/specification/09_selection.md has a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 from src.core.config import build_or_raise, config_group
 from src.core.errors import UserError
 from src.core.seed import numpy_stream
-from src.core.selection import Selection
+from src.core.selection import Selection, chunks
 from src.core.teacher_store import TeacherRows, locate
 from src.distill.config import ActiveConfig
 
@@ -153,8 +153,10 @@ class SelectionPolicy:
     def student(self) -> Scorer:
         return self.need("scorer", "a trained student (active.student, or a teacher with a frozen encoder)")
 
-    def teacher_rows(self) -> TeacherRows:
-        return self.need("teacher", "the rows of an export (active.use=[distill])")(self.context.sample_ids)
+    def teacher_rows(self) -> Iterator[TeacherRows]:
+        """The rows of all samples, some at a time."""
+        rows_of = self.need("teacher", "the rows of an export (active.use=[distill])")
+        return (rows_of(self.context.sample_ids[chunk]) for chunk in chunks(len(self.context)))
 
 
 class ScoredPolicy(SelectionPolicy):

@@ -11,6 +11,7 @@ import torch
 from src.distill.scoring import MEASURES, StudentScorer, measure
 from src.distill.selection_policy import SelectionContext
 from src.distill.strategies import make_policy
+from src.distill.strategies.geometry import cluster_turns
 from src.distill.strategies.sampling import _greedy_cover
 from src.student.models import build_student
 from tests.distill.conftest import make_data, make_settings
@@ -58,12 +59,12 @@ def test_popularity_inverse_prefers_rare_targets_and_weighs_by_them() -> None:
 
 
 def test_coverage_takes_the_largest_gain_first_and_starts_again() -> None:
-    sets = [{1, 2, 3}, {1, 2}, {4, 5}, {3, 4}, {6}]
-    assert _greedy_cover(sets, 3).tolist() == [0, 2, 4]  # 3 new, then 2 new, then 1 new
-    assert sorted(_greedy_cover(sets, 5).tolist()) == [0, 1, 2, 3, 4]
-    rng = np.random.default_rng(0)
-    sets = [set(rng.integers(0, 40, 5).tolist()) for _ in range(60)]
-    order, covered = _greedy_cover(sets, 8), set()
+    rows = np.array([[1, 2, 3], [1, 2, 0], [4, 5, 4], [0, 3, 4], [6, 0, 0]])
+    assert _greedy_cover(rows, 3).tolist() == [0, 2, 4]  # 3 new, then 2 new, then 1 new
+    assert sorted(_greedy_cover(rows, 5).tolist()) == [0, 1, 2, 3, 4]
+    rows = np.random.default_rng(0).integers(0, 40, (60, 5))
+    sets = [set(row[row > 0].tolist()) for row in rows]
+    order, covered = _greedy_cover(rows, 8), set()
     for i in order:  # against the plain greedy rule
         gains = [len(s - covered) for s in sets]
         assert gains[i] == max(gains)
@@ -140,6 +141,21 @@ def test_diversity_takes_equally_from_every_cluster_as_far_as_it_reaches() -> No
     ctx = replace(context(), sample_ids=ids, targets=np.ones(len(ids), int))
     found = chosen("diversity", ctx, count=90, options={"clusters": 3})
     assert [int((found % 10 == d).sum()) for d in (0, 1, 2)] == [10, 40, 40]
+
+
+def test_centres_are_fitted_to_a_part_of_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three groups of 400, centres from 60 of all samples: still equally from every group, and no larger request."""
+    monkeypatch.setattr("src.distill.strategies.geometry._FITTED", 60)
+    asked: list[int] = []
+
+    def space(positions: np.ndarray) -> np.ndarray:
+        asked.append(len(positions))
+        return (positions[:, None] % 3 * 100 + positions[:, None] / 1e4).astype(np.float32)
+
+    turn, sizes = cluster_turns(space, 1200, 3, 7, np.random.default_rng(0))
+    assert asked == [60, 1200] and (sizes == 400).all()
+    for kind in range(3):
+        assert sorted(turn[np.arange(1200) % 3 == kind]) == list(range(400))
 
 
 def test_semantic_clusters_take_equally_from_kinds_of_targets() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from src.core.config import config_group, setting
 from src.core.seed import derive
+from src.core.selection import chunks
 from src.distill.selection_policy import ScoredPolicy, SelectionPolicy, largest, register
 from src.distill.strategies.geometry import cluster_turns
 
@@ -133,7 +134,8 @@ class SemanticLoss(ScoredPolicy):
         titles = self.need("title_vectors", "titles")()
         titles = titles / np.maximum(np.linalg.norm(titles, axis=1, keepdims=True), 1e-12)
         best = self.student().measure(self.context.sample_ids, "best_item").astype(np.int64)
-        return 1.0 - np.einsum("nd,nd->n", titles[best], titles[self.context.targets])
+        pairs = ((titles[best[c]], titles[self.context.targets[c]]) for c in chunks(len(best)))
+        return 1.0 - np.concatenate([np.einsum("nd,nd->n", a, b) for a, b in pairs])
 
 
 @register("entropy_diversity")
@@ -153,7 +155,8 @@ class EntropyDiversity(SelectionPolicy):
         entropy = self.student().measure(ids, "entropy").astype(np.float64)
         unsure = largest(entropy, int(self.options.narrow * count), rng)
         seed = derive(self.context.seed, "k-means", epoch)
-        turn, _ = cluster_turns(self.student().vectors(ids[unsure]), self.options.clusters, seed, rng)
+        student, clusters = self.student(), self.options.clusters
+        turn, _ = cluster_turns(lambda p: student.vectors(ids[unsure[p]]), len(unsure), clusters, seed, rng)
         return unsure[largest(-turn.astype(float), count, rng)], entropy - entropy.min() + 1e-3
 
 

@@ -19,7 +19,7 @@ class TeacherConfidence(ScoredPolicy):
         prefer: str = setting("which end of the scale", choices=("confident", "unsure"))
 
     def scores(self) -> np.ndarray:
-        good = self.teacher_rows().target_scores.astype(float)
+        good = np.concatenate([rows.target_scores for rows in self.teacher_rows()]).astype(float)
         signed = good * (-1 if self.context.score_kind == "distance" else 1)
         signed = signed if self.options.prefer == "confident" else -signed
         # Ranks, because scores have no common unit: 1/n the last, 1 the first; equal scores share theirs.
@@ -40,13 +40,14 @@ class TeacherDisagreement(ScoredPolicy):
         at_least: float = setting("threshold of the divergence, in nats", ge=0)
 
     def scores(self) -> np.ndarray:
-        rows = self.teacher_rows()
         sign = -1.0 if self.context.score_kind == "distance" else 1.0
-        teacher = _log_softmax(sign * rows.scores.astype(np.float64))
-        student = _log_softmax(
-            self.student().log_probabilities(rows.sample_ids, rows.rankings).astype(np.float64)
-        )
-        return np.minimum((np.exp(student) * (student - teacher)).sum(axis=1), self.options.at_least)
+        out = []
+        for rows in self.teacher_rows():
+            teacher = _log_softmax(sign * rows.scores.astype(np.float64))
+            asked = self.student().log_probabilities(rows.sample_ids, rows.rankings)
+            student = _log_softmax(asked.astype(np.float64))
+            out.append((np.exp(student) * (student - teacher)).sum(axis=1))
+        return np.minimum(np.concatenate(out), self.options.at_least)
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:

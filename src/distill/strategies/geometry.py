@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from src.core.config import config_group, setting
 from src.core.seed import derive
+from src.core.selection import chunks
 from src.distill.selection_policy import SelectionPolicy, largest, register
 
-_BATCH = 4096
+_BATCH, _FITTED = 4096, 2**18
 
 
 def cluster_turns(
-    vectors: np.ndarray, clusters: int, seed: int, rng: np.random.Generator
+    space: Callable[[np.ndarray], np.ndarray], n: int, clusters: int, seed: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """The turn [n] of each sample in its k-means cluster (0 for the first, order by chance), and the sizes [n] of
-    the samples' clusters. Taking small turns first takes equally from all clusters, as far as they reach."""
+    the samples' clusters. Taking small turns first takes equally from all clusters, as far as they reach.
+
+    Args:
+        space: positions -> their vectors [m, D]. The centres are fitted to at most 262,144 of them, drawn by seed,
+            and the others are assigned some at a time: memory does not grow with n x D.
+    """
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
     kmeans = MiniBatchKMeans(
-        n_clusters=min(clusters, len(vectors)), batch_size=_BATCH, n_init=1, random_state=seed % 2**32
+        n_clusters=min(clusters, n), batch_size=_BATCH, n_init=1, random_state=seed % 2**32
     )
+    everything = np.arange(n)
     with threadpool_limits(limits=1):  # several threads add in varying order
-        cluster = kmeans.fit_predict(vectors)
+        if n <= _FITTED:
+            cluster = kmeans.fit_predict(space(everything))
+        else:
+            drawn = np.random.default_rng(seed).choice(n, _FITTED, replace=False, shuffle=False)
+            kmeans.fit(space(np.sort(drawn)))
+            cluster = np.concatenate([kmeans.predict(space(everything[c])) for c in chunks(n)])
     sizes = np.bincount(cluster)
-    shuffled = rng.permutation(len(cluster))
+    shuffled = rng.permutation(n)
     by_cluster = shuffled[np.argsort(cluster[shuffled], kind="stable")]
     starts = np.cumsum(sizes) - sizes
-    turn = np.empty(len(cluster), np.int64)
-    turn[by_cluster] = np.arange(len(cluster)) - np.repeat(starts, sizes)
+    turn = np.empty(n, np.int64)
+    turn[by_cluster] = np.arange(n) - np.repeat(starts, sizes)
     return turn, sizes[cluster]
 
 
@@ -40,15 +54,13 @@ class _Clustered(SelectionPolicy):
     class Options:
         clusters: int = setting("number of k-means clusters", ge=2)
 
-    def space(self) -> np.ndarray:
-        """[n, D] vectors of the samples."""
+    def space(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Positions -> vectors [m, D] of those samples."""
         raise NotImplementedError
 
     def choose(self, epoch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = self.stream(epoch)
-        turn, sizes = cluster_turns(
-            self.space(), self.options.clusters, derive(self.context.seed, "k-means", epoch), rng
-        )
+        rng, seed = self.stream(epoch), derive(self.context.seed, "k-means", epoch)
+        turn, sizes = cluster_turns(self.space(), len(self.context), self.options.clusters, seed, rng)
         return largest(-turn.astype(float), count, rng), 1.0 / sizes
 
 
@@ -59,16 +71,18 @@ class Diversity(_Clustered):
     refreshable = True
     needs = frozenset({"student"})
 
-    def space(self) -> np.ndarray:
-        return self.student().vectors(self.context.sample_ids)
+    def space(self) -> Callable[[np.ndarray], np.ndarray]:
+        student = self.student()
+        return lambda positions: student.vectors(self.context.sample_ids[positions])
 
 
 @register("semantic_clusters")
 class SemanticClusters(_Clustered):
     """Round-robin over k-means clusters of the targets' title vectors: what is recommended, in words."""
 
-    def space(self) -> np.ndarray:
-        return self.need("title_vectors", "titles")()[self.context.targets]
+    def space(self) -> Callable[[np.ndarray], np.ndarray]:
+        titles = self.need("title_vectors", "titles")()
+        return lambda positions: titles[self.context.targets[positions]]
 
 
 class _Spread(SelectionPolicy):

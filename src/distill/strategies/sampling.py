@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from src.core.config import config_group, setting
+from src.core.selection import chunks
 from src.distill.selection_policy import SelectionPolicy, largest, register
 
 
@@ -63,36 +64,47 @@ class Coverage(SelectionPolicy):
         rng = self.stream(epoch)
         pool = rng.permutation(len(self.context))[: max(self.options.pool, count)]
         ids = self.context.sample_ids[pool]
-        items = np.concatenate(
-            [self.need("histories", "a dataset")(ids), self.context.targets[pool, None]], axis=1
-        )
-        users = self.need("users", "a dataset")[pool] + len(self.context.item_counts)
-        elements = [set(row[row > 0].tolist()) | {int(user)} for row, user in zip(items, users, strict=True)]
-        return pool[_greedy_cover(elements, count)], np.ones(len(self.context))
+        histories = self.need("histories", "a dataset")
+        n_items = len(self.context.item_counts)
+        users = self.need("users", "a dataset")[pool, None] + n_items
+        rows = [
+            np.concatenate([histories(ids[c]), self.context.targets[pool[c], None], users[c]], axis=1)
+            for c in chunks(len(pool))
+        ]
+        return pool[_greedy_cover(np.concatenate(rows).astype(np.int32), count)], np.ones(len(self.context))
 
 
-def _greedy_cover(elements: list[set[int]], count: int) -> np.ndarray:
-    """Positions [count] by greedy maximum coverage. Gains only fall, so a sample is looked at again only when its
-    last known gain is the largest (lazy greedy), and gains are small integers: one list per gain."""
+def _greedy_cover(elements: np.ndarray, count: int) -> np.ndarray:
+    """Positions [count] by greedy maximum coverage of what the rows [m, E] hold; 0 is nothing. Gains only fall, so a
+    row is looked at again only when its last known gain is the largest (lazy greedy), and gains are small integers:
+    one list per gain."""
     chosen: list[int] = []
-    left = list(range(len(elements)))
+    left = np.arange(len(elements))
     while len(chosen) < count:
-        covered: set[int] = set()
-        by_gain: dict[int, list[int]] = {}
-        for i in reversed(left):
-            by_gain.setdefault(len(elements[i]), []).append(i)
-        picked: set[int] = set()
+        covered = bytearray(int(elements.max()) + 1)
+        gains = np.concatenate([_distinct(elements[left[c]]) for c in chunks(len(left))])
+        by_gain = {int(g): left[gains == g][::-1].tolist() for g in np.unique(gains)}
+        picked = np.zeros(len(elements), bool)
         while by_gain and len(chosen) < count:
             best = max(by_gain)
             i = by_gain[best].pop()
             if not by_gain[best]:
                 del by_gain[best]
-            gain = len(elements[i] - covered)
-            if gain == best:
-                covered |= elements[i]
+            new = {e for e in elements[i].tolist() if e and not covered[e]}
+            if len(new) == best:
+                for e in new:
+                    covered[e] = 1
                 chosen.append(i)
-                picked.add(i)
-            elif gain > 0:
-                by_gain.setdefault(gain, []).append(i)
-        left = [i for i in left if i not in picked]
+                picked[i] = True
+            elif new:
+                by_gain.setdefault(len(new), []).append(i)
+        left = left[~picked[left]]
     return np.array(chosen)
+
+
+def _distinct(rows: np.ndarray) -> np.ndarray:
+    """How many different numbers > 0 each row [m, E] holds."""
+    ordered = np.sort(rows, axis=1)
+    return (ordered[:, :1] > 0).sum(axis=1) + ((ordered[:, 1:] > 0) & (np.diff(ordered, axis=1) > 0)).sum(
+        axis=1
+    )
