@@ -17,27 +17,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.measuring import answer, group, in_own_process, made_data, made_rows, peak_gib, table
 from src.core.config import build_or_raise
-from src.core.data_utils import InteractionData
 from src.core.memory import keep_freed_memory
-from src.core.paths import CONF, ROOT
 from src.core.selection import Selection
-from src.core.teacher_store import TeacherRows
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import ranking_signals
 from src.distill.objective import DistillObjective
@@ -58,37 +52,6 @@ CASES = {
 }
 
 
-def made_data(n_items: int, n_train: int) -> InteractionData:
-    """Users whose every training sample has a full history; popularity falls as (rank + 20) ** -0.9."""
-    rng = np.random.default_rng(0)
-    share = (np.arange(n_items) + 20.0) ** -0.9
-    per_user = LENGTH + 40  # 40 targets behind 10 items of history
-    users = -(-n_train // 40) + 1
-    items = rng.choice(n_items, size=users * per_user, p=share / share.sum()).astype(np.int32) + 1
-    ids = np.arange(len(items)).reshape(users, per_user)[:, LENGTH:]
-    return InteractionData(
-        name="made",
-        fingerprint="made",
-        items=items,
-        times=np.zeros(len(items), np.int64),
-        offsets=np.arange(users + 1, dtype=np.int64) * per_user,
-        splits={"train": ids[:-1].ravel()[:n_train], "valid": ids[-1, :20], "test": ids[-1, 20:]},
-        titles=[""] * (n_items + 1),
-        raw_items=[""] * (n_items + 1),
-        max_history=LENGTH,
-        info={},
-    )
-
-
-def made_rows(n: int, n_items: int) -> TeacherRows:
-    """Rankings without repeats: a stride of distinct items from a random start."""
-    rng = np.random.default_rng(1)
-    start, step = rng.integers(0, n_items, (n, 1)), rng.integers(1, n_items // K, (n, 1))
-    rankings = (start + step * np.arange(K)) % n_items + 1
-    scores = np.sort(rng.random((n, K)), axis=1).astype(np.float32) * 3
-    return TeacherRows(np.arange(n), rankings.astype(np.int32), scores, scores[:, 0].copy())
-
-
 def made_vectors(n_items: int) -> Tensor:
     vectors = torch.randn(n_items + 1, DIM, generator=torch.Generator().manual_seed(2))
     vectors[0] = 0
@@ -96,14 +59,15 @@ def made_vectors(n_items: int) -> Tensor:
 
 
 def settings(dros: bool, kd: bool, changes: dict) -> tuple[StudentConfig, DistillConfig]:
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        groups = compose(overrides=["+student=sasrec_dllm2rec", "+distill=dllm2rec_official"])
-    values = {name: dict(OmegaConf.to_container(groups[name])) for name in ("student", "distill")}
+    values = {
+        "student": group("student", "sasrec_dllm2rec"),
+        "distill": group("distill", "dllm2rec_official"),
+    }
     values["student"] |= {"loss": "dros" if dros else "bce", "dros_alpha": 1.0, "device": "cpu"}
     values["distill"] |= {"alpha": 1.0 if dros and kd else 0.0}
     for key, value in changes.items():
-        group, _, name = key.partition(".")
-        values[group][name] = value
+        where, _, name = key.partition(".")
+        values[where][name] = value
     return (
         build_or_raise(StudentConfig, values["student"], "student"),
         build_or_raise(DistillConfig, values["distill"], "distill"),
@@ -121,11 +85,12 @@ def ours(case: str, n_items: int, steps: int, changes: dict) -> Iterator[None]:
     student = build_student(student_config, n_items, LENGTH)
     if kd:
         train = data.splits["train"]
-        rows = replace(made_rows(n, n_items), sample_ids=train)
-        signals = ranking_signals(rows, train, "distance", config, 0, torch.device("cpu"))
+        signals = ranking_signals(
+            made_rows(train, n_items), train, "distance", config, 0, torch.device("cpu")
+        )
         vectors = made_vectors(n_items)
         objective = DistillObjective(student, student_config, config, data, 0, signals, vectors)
-        del vectors, rows
+        del vectors
     else:
         objective = BaselineObjective(student, student_config, data, 0)
     samples = Samples(data, Selection(data.splits["train"]), torch.device("cpu"))
@@ -189,7 +154,7 @@ def naive(case: str, n_items: int, steps: int, changes: dict) -> Iterator[None]:
     train = data.splits["train"]
     histories, targets = torch.from_numpy(data.histories(train)).long() - 1, data.targets(train)
     targets = torch.from_numpy(targets.astype(np.int64)) - 1
-    rows = made_rows(n, n_items)
+    rows = made_rows(train, n_items)
     rankings, distances = torch.from_numpy(rows.rankings).long() - 1, torch.from_numpy(rows.scores)
     ps = torch.from_numpy(propensity(data.train_counts()[1:]))  # float64, as in the official code
     torch.manual_seed(0)
@@ -255,31 +220,29 @@ def timed(what: str, case: str, n_items: int, steps: int, changes: dict) -> dict
             next(work)
         walls.append(steps * BATCH / (time.perf_counter() - wall))
         cpus.append((time.process_time() - cpu) / steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "samples_per_s": statistics.median(walls[1:]),
         "cpu_s": statistics.median(cpus[1:]),
-        "peak_gib": peak,
+        "peak_gib": peak_gib(),
     }
 
 
 def measure(what: str, case: str, n_items: int, steps: int, changes: dict, threads: int) -> dict:
     """One measurement in a process of its own."""
-    argument = json.dumps([what, case, n_items, steps, changes, threads])
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.distill_speed", "--one", argument],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_own_process("benchmarks.distill_speed", what, case, n_items, steps, changes, threads)
+
+
+def pair(case: str, n_items: int, changes: dict, threads: int, quick: bool = False) -> tuple[dict, dict]:
+    """The naive form, then ours."""
+    steps = (1, 5) if quick else (8 if n_items < 5000 else 2, 30)
+    naive = measure("naive", case, n_items, steps[0], {}, threads)
+    return naive, measure("ours", case, n_items, steps[1], changes, threads)
 
 
 def one(argument: str) -> None:
     *work, threads = json.loads(argument)
     torch.set_num_threads(threads)
-    sys.stdout.write(json.dumps(timed(*work)) + "\n")
+    answer(timed(*work))
 
 
 def main() -> None:
@@ -306,27 +269,20 @@ def main() -> None:
         "peak GiB naive",
         "ours",
     ]
-    out = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    rows = []
     for n_items, case in itertools.product(arguments.items, arguments.cases):
-        found: dict[str, list[dict]] = {"naive": [], "ours": []}
-        for _ in range(arguments.rounds):
-            for what, results in found.items():
-                steps = 30 if what == "ours" else 8 if n_items < 5000 else 2
-                own = changes if what == "ours" else {}
-                results.append(measure(what, case, n_items, steps, own, arguments.threads))
-        pairs = list(zip(*found.values(), strict=True))
-        out.append(
-            f"| {n_items} | {case} | {middle(found['naive'], 'samples_per_s'):.0f} "
-            f"| {middle(found['ours'], 'samples_per_s'):.0f} "
-            f"| {statistics.median(b['samples_per_s'] / a['samples_per_s'] for a, b in pairs):.1f}x "
-            f"| {statistics.median(a['cpu_s'] / b['cpu_s'] for a, b in pairs):.1f}x "
-            f"| {middle(found['naive'], 'peak_gib'):.2f} | {middle(found['ours'], 'peak_gib'):.2f} |"
-        )
-        sys.stderr.write(out[-1] + "\n")
-    sys.stdout.write("\n".join(out) + "\n")
+        pairs = [pair(case, n_items, changes, arguments.threads) for _ in range(arguments.rounds)]
+        naive, own = zip(*pairs, strict=True)
+        faster = statistics.median(b["samples_per_s"] / a["samples_per_s"] for a, b in pairs)
+        cheaper = statistics.median(a["cpu_s"] / b["cpu_s"] for a, b in pairs)
+        rates = [f"{middle(side, 'samples_per_s'):.0f}" for side in (naive, own)]
+        peaks = [f"{middle(side, 'peak_gib'):.2f}" for side in (naive, own)]
+        rows.append([n_items, case, *rates, f"{faster:.1f}x", f"{cheaper:.1f}x", *peaks])
+        sys.stderr.write(f"{rows[-1]}\n")
+    sys.stdout.write(table(heads, rows))
 
 
-def middle(results: list[dict], key: str) -> float:
+def middle(results: Sequence[dict], key: str) -> float:
     return statistics.median(r[key] for r in results)
 
 

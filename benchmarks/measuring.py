@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from src.core.data_utils import InteractionData
 from src.core.paths import CONF, ROOT
+from src.core.teacher_store import TeacherRows
 
 
 def group(name: str, choice: str, *overrides: str) -> dict[str, Any]:
@@ -52,6 +54,15 @@ def made_data(n_items: int, n_samples: int, history: int = 10, per_user: int = 4
     )
 
 
+def made_rows(ids: np.ndarray, n_items: int, k: int = 10) -> TeacherRows:
+    """Rankings without repeats, scored by distances: a stride of distinct items from a random start."""
+    rng, n = np.random.default_rng(1), len(ids)
+    start, step = rng.integers(0, n_items, (n, 1)), rng.integers(1, n_items // k, (n, 1))
+    rankings = (start + step * np.arange(k)) % n_items + 1
+    scores = np.sort(rng.random((n, k)), axis=1).astype(np.float32) * 3
+    return TeacherRows(ids, rankings.astype(np.int32), scores, scores[:, 0].copy())
+
+
 def in_turns(
     variants: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
@@ -79,24 +90,27 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def in_own_process(module: str, *arguments: object, **environment: str) -> Any:
-    """What `python -m MODULE --one JSON` prints as JSON: its peak memory is its own."""
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--one", json.dumps(arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env={**os.environ, **environment},
+def lines_of_own_process(module: str, *arguments: object, **environment: str) -> Iterator[Any]:
+    """Each line that `python -m MODULE --one JSON` prints, as JSON, as soon as it is there."""
+    command = [sys.executable, "-m", module, "--one", json.dumps(arguments)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.stdout is not None
+    yield from map(json.loads, process.stdout)
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+
+
+def in_own_process(module: str, *arguments: object, **environment: str) -> Any:
+    """The last of those lines: of a process whose peak memory is its own."""
+    return list(lines_of_own_process(module, *arguments, **environment))[-1]
 
 
 def answer(value: object) -> None:
-    """The other side of `in_own_process`."""
+    """The other side of `lines_of_own_process`."""
     sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

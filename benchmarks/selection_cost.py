@@ -23,7 +23,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.measuring import answer, group, in_own_process, in_turns, made_data, peak_gib, ratio, table
+from benchmarks.measuring import (
+    answer,
+    group,
+    in_own_process,
+    in_turns,
+    made_data,
+    made_rows,
+    peak_gib,
+    ratio,
+    table,
+)
 from src.core.config import build_or_raise
 from src.core.memory import keep_freed_memory
 from src.core.selection import Selection
@@ -40,17 +50,8 @@ from src.student.datamodule import Samples
 from src.student.models import build_student
 from src.student.trainer_baseline import make_optimizer
 
-BATCH, K, CPU = 256, 10, torch.device("cpu")
+BATCH, CPU = 256, torch.device("cpu")
 METHODS = ("all", "learn_to_reweight", "meta_weight_net")
-
-
-def made_rows(ids: np.ndarray, n_items: int) -> TeacherRows:
-    """Rankings without repeats: a stride of distinct items from a random start."""
-    rng, n = np.random.default_rng(1), len(ids)
-    start, step = rng.integers(0, n_items, (n, 1)), rng.integers(1, n_items // K, (n, 1))
-    rankings = ((start + step * np.arange(K)) % n_items + 1).astype(np.int32)
-    scores = -np.sort(rng.random((n, K)), axis=1).astype(np.float32) * 3
-    return TeacherRows(ids, rankings, scores, scores[:, 0].copy())
 
 
 def steps_of(method: str, n_items: int, steps: int) -> Callable[[], None]:
@@ -64,7 +65,7 @@ def steps_of(method: str, n_items: int, steps: int) -> Callable[[], None]:
     train = data.splits["train"]
     torch.manual_seed(0)
     student = build_student(student_config, n_items, data.max_history)
-    signals = ranking_signals(made_rows(train, n_items), train, "log_likelihood", config, 0, CPU)
+    signals = ranking_signals(made_rows(train, n_items), train, "distance", config, 0, CPU)
     vectors = torch.randn(n_items + 1, 256)
     objective = DistillObjective(student, student_config, config, data, 0, signals, vectors)
     if method != "all":
@@ -122,7 +123,7 @@ def memory(policy: str, samples: int, n_items: int) -> dict[str, float]:
         histories=data.histories,
         title_vectors=lambda: np.random.default_rng(0).random((n_items + 1, 64), np.float32),
         teacher=teacher,
-        score_kind="log_likelihood",
+        score_kind="distance",
         scorer=StudentScorer(student, data, CPU, 4096),
     )
     one_by_one = ("active.share=null", "active.count=2000") if policy in ("badge", "coreset") else ()

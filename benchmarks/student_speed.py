@@ -3,29 +3,27 @@
     python -m benchmarks.student_speed [--threads 2] [--steps 100] [--students sasrec sasrec_dllm2rec ...]
 
 Training: samples/s of whole steps (batch, negatives, forward, backward, optimizer), batch 256, history
-10, width 64, over random interactions. Evaluation: samples x catalogue, both history conventions.
+10, width 64, over made interactions. Evaluation: samples x catalogue, both history conventions.
 Serving: median latency of one user's top 10. Peak memory is the process's own, read after each part.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
-import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from benchmarks.measuring import group, in_turns, made_data, peak_gib, ratio
 from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
-from src.core.paths import CONF
 from src.core.seed import seed_everything
 from src.core.selection import Selection
 from src.student.checkpoint import save_student
@@ -41,50 +39,70 @@ HISTORY, BATCH, WIDTH = 10, 256, 64
 CPU = torch.device("cpu")
 
 
-def random_data(n_items: int, n_samples: int) -> InteractionData:
-    """One long log of items with Zipf's popularity; every row from the 11th on is a sample."""
-    rng = np.random.default_rng(0)
-    popularity = 1.0 / np.arange(1, n_items + 1)
-    items = rng.choice(n_items, n_samples + HISTORY, p=popularity / popularity.sum()).astype(np.int32) + 1
-    ids = np.arange(HISTORY, len(items))
-    names = [str(i) for i in range(n_items + 1)]
-    offsets = np.array([0, len(items)])
-    times = np.arange(len(items))
-    splits = {"train": ids, "valid": ids, "test": ids}
-    return InteractionData("random", "random", items, times, offsets, splits, names, names, HISTORY, {})
-
-
 def student_config(name: str, *overrides: str) -> StudentConfig:
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        settings = [f"student.{o}" for o in (f"width={WIDTH}", f"batch_size={BATCH}", *overrides)]
-        group = compose(overrides=[f"+student={name}", *settings]).student
-    return build_or_raise(StudentConfig, OmegaConf.to_container(group, resolve=True), "student")
+    settings = [f"student.{o}" for o in (f"width={WIDTH}", f"batch_size={BATCH}", *overrides)]
+    return build_or_raise(StudentConfig, group("student", name, *settings), "student")
 
 
-def training_speed(config: StudentConfig, data: InteractionData, steps: int) -> float:
-    """Samples per second over `steps` steps, after ten steps that warm up."""
+def training(config: StudentConfig, data: InteractionData) -> Iterator[None]:
+    """Training steps, one per item of the iterator, epoch after epoch."""
     seed_everything(0)
     objective = BaselineObjective(build_student(config, data.n_items, HISTORY), config, data, seed=0).train()
     samples = Samples(data, Selection(data.splits["train"]), CPU)
     optimizer = make_optimizer(objective, config)
-    objective.start_epoch(0, samples)
-    for step, batch in enumerate(samples.shuffled(BATCH, seed=0, epoch=0)):
-        if step == 10:
-            started = time.perf_counter()
-        if step == 10 + steps:
-            break
-        loss, _ = objective(batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.mean().backward()
-        optimizer.step()
+    for epoch in itertools.count():
+        objective.start_epoch(epoch, samples)
+        for batch in samples.shuffled(BATCH, seed=0, epoch=epoch):
+            loss, _ = objective(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.mean().backward()
+            optimizer.step()
+            yield
+
+
+def training_speed(config: StudentConfig, data: InteractionData, steps: int) -> float:
+    """Samples per second over `steps` steps, after ten steps that warm up."""
+    work = training(config, data)
+    for _ in range(10):
+        next(work)
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(work)
     return steps * BATCH / (time.perf_counter() - started)
+
+
+def over_products(n_items: int, rounds: int) -> dict[str, float]:
+    """CPU time of SASRec's training step and of its evaluation, over that of the products with the item table that
+    they cannot do without: [B, D] x [D, N] forward and two of its size backward; the forward one alone."""
+    config, data = student_config("sasrec", "loss=ce", "device=cpu"), made_data(n_items, 20 * BATCH)
+    work, student = training(config, data), build_student(config, n_items, HISTORY).eval()
+    hidden, vectors, scores = (
+        torch.randn(BATCH, WIDTH),
+        torch.randn(n_items, WIDTH),
+        torch.randn(BATCH, n_items),
+    )
+    rows = data.splits["train"][:BATCH]
+
+    def products() -> None:
+        hidden @ vectors.T
+        scores @ vectors
+        scores.T @ hidden
+
+    variants: dict[str, Callable[[], object]] = {
+        "step": lambda: next(work),
+        "products": products,
+        "evaluation": lambda: rank_samples(student, data, rows, BATCH, CPU),
+        "scores": lambda: hidden @ vectors.T,
+    }
+    times = in_turns(variants, rounds)
+    return {"step": ratio(times, "step", "products"), "evaluation": ratio(times, "evaluation", "scores")}
 
 
 def evaluation_seconds(config: StudentConfig, data: InteractionData, batch_size: int) -> float:
     seed_everything(0)
     student = build_student(config, data.n_items, HISTORY)
     started = time.perf_counter()
-    rank_samples(student, data, data.splits["test"], batch_size, CPU)
+    rank_samples(student, data, data.splits["train"], batch_size, CPU)
     return time.perf_counter() - started
 
 
@@ -122,20 +140,20 @@ def main() -> None:
     )
     say("| student | loss | items | training samples/s |\n|---|---|---|---|")
     for n_items in args.items:
-        data = random_data(n_items, (args.steps + 10) * BATCH + 1)
+        data = made_data(n_items, (args.steps + 10) * BATCH)
         for name in args.students:
             for loss in ("ce", "bce", "dros"):
                 repeats = name == "sasrec" and loss != "bce"  # bce cannot teach them
                 config = student_config(name, f"loss={loss}", f"learn_repeats={str(repeats).lower()}")
                 say(f"| {name} | {loss} | {n_items} | {training_speed(config, data, args.steps):,.0f} |")
-    data = random_data(17408, 14980)
+    data = made_data(17408, 14980)
     for name in args.students:
         seconds = evaluation_seconds(student_config(name), data, batch_size=512)
         latency = serving_latency(student_config(name), data, calls=50)
         say(
             f"{name}: evaluation 14,980 x 17,408 in {seconds:.2f} s; one user's top 10 in {latency * 1e3:.2f} ms"
         )
-    say(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    say(f"peak memory {peak_gib():.2f} GiB")
 
 
 if __name__ == "__main__":

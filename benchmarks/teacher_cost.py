@@ -29,6 +29,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from benchmarks.measuring import in_turns, ratio
 from src.core.logging import get_logger, setup_logging
 from src.teacher.diagnostics import peak_memory
 from src.teacher.gating import GateControl, ResNet1d
@@ -74,18 +75,9 @@ def saved_bytes(forward: Callable[[], Tensor], ignore: set[int]) -> int:
 def interleaved(
     variants: dict[str, Callable[[], None]], rounds: int, base: str
 ) -> dict[str, tuple[float, float]]:
-    """{name: (median seconds, median ratio to `base` within a round)}; the order turns from round to round."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for call in variants.values():
-        call()
-    names = list(variants)
-    for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            started = time.perf_counter()
-            variants[name]()
-            times[name].append(time.perf_counter() - started)
-    ratios = {n: [a / b for a, b in zip(t, times[base], strict=True)] for n, t in times.items()}
-    return {n: (statistics.median(times[n]), statistics.median(ratios[n])) for n in names}
+    """{name: (median seconds, median ratio to `base` within a round)}."""
+    times = in_turns(variants, rounds, time.perf_counter)
+    return {name: (statistics.median(times[name]), ratio(times, name, base)) for name in variants}
 
 
 def layer(
@@ -277,10 +269,10 @@ def padding(hidden: int, layers: int, rounds: int, limit: int = 512) -> float:
         "longest, grouped": pass_over(cut(sorted(lengths)), None),
     }
     timed = interleaved(variants, rounds, "pad to 512")
-    for name, (seconds, ratio) in timed.items():
+    for name, (seconds, share) in timed.items():
         log.info(
             "padding: %s: %.0f real tokens/s, %.2fx (mean length %.0f)",
-            name, sum(lengths) / seconds, 1 / ratio, np.mean(lengths),
+            name, sum(lengths) / seconds, 1 / share, np.mean(lengths),
         )  # fmt: skip
     return 1 / timed["longest, grouped"][1]
 
@@ -371,8 +363,8 @@ def main() -> None:
                     failed.append(f"layer 2048->{outputs}, r {rank}: {seconds:.3f}x the time")
                 if saved > 1.02:
                     failed.append(f"layer 2048->{outputs}, r {rank}: {saved:.3f}x the saved bytes")
-    if args.part in (None, "step") and (ratio := training_step(256, 4, args.rounds)) > 1.05:
-        failed.append(f"step: {ratio:.3f}x")
+    if args.part in (None, "step") and (step := training_step(256, 4, args.rounds)) > 1.05:
+        failed.append(f"step: {step:.3f}x")
     if args.part == "compile":
         compilation(256, 4, args.rounds)
     if args.part in (None, "padding"):

@@ -189,7 +189,12 @@ def register(name: str) -> Callable[[type[SelectionPolicy]], type[SelectionPolic
 def largest(score: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Positions of the `count` largest scores, largest first; ties by chance (sample order has a meaning: one
     user after the other)."""
-    return np.lexsort((rng.random(len(score)), -score))[:count]
+    count = min(count, len(score))
+    if count == 0:
+        return np.empty(0, np.int64)
+    ties = rng.random(len(score))
+    among = np.flatnonzero(score >= np.partition(score, -count)[-count])  # only these need an order
+    return among[np.lexsort((ties[among], -score[among]))[:count]]
 
 
 def _rounded(x: float) -> int:

@@ -20,7 +20,7 @@ from src.distill.selection import read_selection, write_selection
 from src.distill.selection_policy import POLICIES, SelectionContext
 from src.distill.strategies import make_policy
 from src.exp.settings import Settings
-from src.student.serving import load_student
+from src.student.checkpoint import load_student_model
 from src.teacher.encoder import frozen_encoder
 from src.teacher.factory import build_teacher
 
@@ -118,11 +118,7 @@ def _scorer(settings: Settings, data: InteractionData) -> StudentScorer:
                     "active.student, or run run_student_baseline first",
                 )
             folder = found
-        student = load_student(folder / "models" / "student").student
-        if student.n_items != data.n_items:
-            raise UserError(
-                f"active.student={folder}: {student.n_items} items", f"{data.n_items}, as the dataset"
-            )
+        student, _ = load_student_model(folder / "models" / "student", dataset_fingerprint=data.fingerprint)
     return StudentScorer(student, data, student.item_table().device, _BATCH)
 
 

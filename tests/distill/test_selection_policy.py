@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.core.config import config_group, setting
+from src.core.config import build_or_raise, config_group, setting
 from src.core.errors import ConfigError, UserError
+from src.core.paths import CONF, ROOT
 from src.core.selection import Selection
+from src.distill.config import ActiveConfig
 from src.distill.selection import read_selection, selection_fingerprint, write_selection
 from src.distill.selection_policy import POLICIES, ScoredPolicy, register
 from src.distill.strategies import active_problems, make_policy
+from tests.compose import composed
 from tests.distill.selecting import active, context
 
 OFFLINE = [name for name, policy in POLICIES.items() if not policy.online]
 
 
 def test_every_strategy_has_its_file() -> None:
-    from src.core.paths import CONF
-
     files = {f.stem for f in (CONF / "active").glob("*.yaml")}
     assert files == {*POLICIES, "learn_to_reweight", "meta_weight_net"}
     for name in POLICIES:
@@ -168,24 +171,18 @@ def test_fingerprint_follows_settings_seed_and_sources() -> None:
 
 
 def test_a_new_strategy_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worked example of docs/specification/09_selection.md."""
-    monkeypatch.setattr("src.distill.selection_policy.POLICIES", POLICIES.copy())
-
-    class Recent(ScoredPolicy):
-        """The newest samples, without the very last ones."""
-
-        @config_group
-        class Options:
-            skip: int = setting("newest samples to leave out", ge=0)
-
-        def scores(self) -> np.ndarray:
-            age = np.arange(len(self.context))[::-1]
-            return np.where(age < self.options.skip, -np.inf, -age).clip(-1e9)
-
-    register("recent")(Recent)
-    monkeypatch.setitem(POLICIES, "recent", Recent)
-    config = replace(active("random"), policy="recent", count=7, options={"skip": 2})
+    """The worked example of docs/specification/09_selection.md, as it stands there."""
+    text = (ROOT / "docs/specification/09_selection.md").read_text()
+    (code,), (values,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "yaml"))
+    monkeypatch.setitem(POLICIES, "recent", None)  # what the code registers is taken away again
+    scope = {"np": np, "register": register, "ScoredPolicy": ScoredPolicy, "setting": setting}
+    exec(code, {**scope, "config_group": config_group, "__name__": __name__})
+    given = yaml.safe_load(values)
+    assert given.pop("defaults") == ["all", "_self_"]
+    config = build_or_raise(ActiveConfig, composed("active", "active=all") | given, "active")
     assert active_problems(config) == []
+    assert make_policy(config, context(50)).select(0).sample_ids.tolist() == [5 * i for i in range(26, 51)]
+    config = replace(config, count=7, share=None, options={"skip": 2})
+    assert make_policy(config, context(50)).select(0).sample_ids.tolist() == [5 * i for i in range(42, 49)]
     wrong = active_problems(replace(config, options={"skip": -1, "skp": 3}, refresh_every=2))
     assert len(wrong) == 3 and "options.skp: unknown key" in " ".join(wrong)
-    assert make_policy(config, context(50)).select(0).sample_ids.tolist() == [5 * i for i in range(42, 49)]

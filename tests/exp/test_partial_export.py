@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from src.core.artifacts import read_json
 from src.core.paths import data_root
+from src.core.selection import Selection
+from src.distill.selection import write_selection
 from tests.exp.conftest import TINY, Stage
 
 PARTIAL = (*TINY, "active.use=[export,distill]", "teacher.export.top_k=20", "active.share=0.4")
@@ -81,6 +85,35 @@ def test_without_an_encoder_the_baseline_is_asked(stage: Stage) -> None:
     assert stage("run_student_baseline", *TINY).code == 0
     distilled = stage("run_distill", *knn)
     assert distilled.code == 0, distilled.err
+
+
+def test_a_student_of_another_dataset_is_not_asked(stage: Stage) -> None:
+    """As many items, other interactions: its scores would be about other items."""
+    assert (other := stage("run_student_baseline", *TINY, "dataset.demo.seed=8")).code == 0
+    ended = stage("run_teacher", *PARTIAL, "teacher=knn", "active=loss", f"active.student={other.folder}")
+    assert ended.code == 2 and "models/student: dataset_fingerprint is" in ended.error_line
+
+
+@pytest.mark.parametrize(
+    ("weights", "changes", "message"),
+    [
+        (0.0, {}, "weights 0.0..0.0; expected finite weights > 0"),
+        (-1.0, {}, "weights -1.0..-1.0; expected finite weights > 0"),
+        (1.0, {"dataset_fingerprint": "other"}, "dataset_fingerprint is 'other'"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_refused(
+    stage: Stage, weights: float, changes: dict, message: str
+) -> None:
+    options = (*PARTIAL, "teacher=knn", "active=random")
+    assert stage("run_teacher", *options).code == 0
+    (folder,) = (f.parent for f in (data_root() / "selections").glob("*/*/sample_ids.npy"))
+    ids, fields = np.load(folder / "sample_ids.npy"), read_json(folder / "manifest.json")
+    shutil.rmtree(folder)
+    selection = Selection(ids, np.full(len(ids), weights, np.float32))
+    write_selection(folder, selection, {"dataset_fingerprint": fields["dataset_fingerprint"], **changes})
+    ended = stage("run_distill", *options)
+    assert ended.code == 2 and message in ended.error_line
 
 
 @pytest.mark.parametrize("count", [0, 40])
