@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
 from benchmarks.measuring import ROOT, table
 
@@ -172,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         slower |= worse
         sys.stderr.write(f"{name}: {found[name]:.2f}\n")
     sys.stdout.write(table(["ratio", "what", "now", "last", "recorded", ""], rows))
-    sys.stdout.write(f"\n{machine()}, {time.perf_counter() - started:.0f} s\n")
+    used = sum(getrusage(who).ru_utime + getrusage(who).ru_stime for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
+    sys.stdout.write(f"\n{machine()}, {time.perf_counter() - started:.0f} s, {used:.0f} s of CPU time\n")
     if options.record:
         record(CSV, found)
     return int(slower)
