@@ -19,18 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from src.core.candidates import CandidateConfig, CandidateSet, load_candidates
-from src.core.config import build_or_raise
-from src.core.data_utils import DatasetConfig, InteractionData, load_dataset
+from src.core.candidates import CandidateSet, load_candidates
+from src.core.data_utils import InteractionData, load_dataset
 from src.core.logging import get_logger, setup_logging
-from src.core.paths import CONF
 from src.core.seed import numpy_stream
 from src.core.statistics import paired_difference
+from src.exp.settings import Settings
 from src.teacher.config import IloraConfig
-from src.teacher.factory import build_teacher_config
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.tiny_llm import tiny_llm_folder
 
@@ -52,16 +48,9 @@ log = get_logger("benchmark")
 
 
 def configured(*overrides: str) -> tuple[IloraConfig, InteractionData, CandidateSet]:
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*COMMON, *overrides])
-    groups = OmegaConf.to_container(cfg, resolve=True)
-    problems: list[str] = []
-    config = build_teacher_config(groups["teacher"], "teacher", problems)
-    if problems:
-        raise SystemExit(" | ".join(problems))
-    data = load_dataset(build_or_raise(DatasetConfig, groups["dataset"], "dataset"))
-    candidates = load_candidates(build_or_raise(CandidateConfig, groups["eval"]["candidates"], "eval"), data)
-    return config, data, candidates
+    settings = Settings.compose([*COMMON, *overrides])
+    data = load_dataset(settings.dataset)
+    return settings.teacher, data, load_candidates(settings.eval.candidates, data)
 
 
 def base_llm(seed: int, overrides: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import resource
@@ -15,18 +16,14 @@ from typing import Any
 import numpy as np
 
 from src.core.data_utils import InteractionData
-from src.core.paths import CONF, ROOT
+from src.core.paths import ROOT
 from src.core.teacher_store import TeacherRows
+from src.exp.overrides import compose_values
 
 
 def group(name: str, choice: str, *overrides: str) -> dict[str, Any]:
     """The values of `conf/<name>/<choice>.yaml` with overrides ("student.width=64")."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        composed = compose(overrides=[f"+{name}={choice}", *overrides])
-    return OmegaConf.to_container(composed[name], resolve=True)
+    return copy.deepcopy(compose_values((f"{name}={choice}", *overrides))[name])
 
 
 def made_data(n_items: int, n_samples: int, history: int = 10, per_user: int = 40) -> InteractionData:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -25,18 +24,15 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from src.core.config import build_or_raise
+from benchmarks.measuring import peak_gib
 from src.core.data_utils import DatasetConfig, load_dataset
 from src.core.logging import get_logger, setup_logging
-from src.core.paths import CONF
 from src.core.store_writer import StoreWriter
 from src.core.teacher_store import TeacherRows
+from src.exp.settings import Settings
 from src.teacher.config import IloraConfig
 from src.teacher.config_parts import LLMConfig
-from src.teacher.factory import build_teacher_config
 
 if TYPE_CHECKING:
     from src.teacher.ilora_teacher import IloraTeacher
@@ -45,13 +41,8 @@ log = get_logger("benchmark")
 
 
 def composed(*overrides: str) -> tuple[DatasetConfig, IloraConfig]:
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        groups = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
-    problems: list[str] = []
-    teacher = build_teacher_config(groups["teacher"], "teacher", problems)
-    if problems:
-        raise SystemExit(" | ".join(problems))
-    return build_or_raise(DatasetConfig, groups["dataset"], "dataset"), teacher
+    settings = Settings.compose(overrides)
+    return settings.dataset, settings.teacher
 
 
 def prefix(hidden: int, layers: int, rounds: int) -> float:
@@ -198,7 +189,7 @@ def memory(samples: int, top_k: int) -> float:
 
     ids = np.arange(samples, dtype=np.int64)
     table = np.zeros((n_items + 1, 64), np.float32)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_gib()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         writer = StoreWriter(Path(folder) / "store", n_items, "log_likelihood", 8192)
@@ -206,7 +197,7 @@ def memory(samples: int, top_k: int) -> float:
         fields = {"dataset": "stub", "dataset_fingerprint": "stub", "teacher": "stub"}
         store = writer.finish({"train": ids}, table, fields, {"train": ids})
         size = sum(p.stat().st_size for p in store.folder.rglob("*"))
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    peak = peak_gib() - before
     log.info(
         "memory: %d samples, K=%d: store %.2f GiB, peak RSS %.3f GiB above the start, %.0f s",
         samples, top_k, size / 2**30, peak, time.perf_counter() - started,
