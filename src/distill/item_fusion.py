@@ -82,7 +82,12 @@ class FusedItems(nn.Module):
         if config.fuse_output:
             if student.output is not None:
                 self.outputs = nn.Linear(student.width, student.output_width, bias=False)
-                nn.init.orthogonal_(self.outputs.weight)  # rows keep their length
+                start = student.output_start()
+                if start is None:
+                    nn.init.orthogonal_(self.outputs.weight)  # rows keep their length
+                else:
+                    with torch.no_grad():
+                        self.outputs.weight.copy_(start)
             self.bias_of_unseen = nn.Parameter(torch.zeros(()))
         counts = counts.float()
         share = counts / (counts + config.own_shrinkage) if config.own_shrinkage else torch.ones_like(counts)

@@ -187,6 +187,8 @@ def llm_work(
     samples = min(sizes.train if train.samples is None else train.samples, sizes.train) * train.epochs
     every = config.objective.refresh_steps
     refreshes = train.epochs if every is None else samples / train.batch_size / every
+    if config.objective.titles == "base":
+        refreshes = 1.0  # read once, and kept
     refreshes = refreshes if config.objective.item else 0.0
     titles = refreshes * sizes.n_items * 1.5 * TOKENS_PER_ITEM  # with the words around each
     validated = train.evals_per_epoch * train.epochs * min(train.eval_samples, sizes.valid) * tokens
@@ -232,7 +234,8 @@ def teacher_seconds(settings: Settings, sizes: Sizes, device: str) -> dict[str, 
     folds = getattr(settings.teacher, "folds", 1)
     trainings = folds + 1 if folds > 1 else 1
     for config in members_of(settings.teacher):
-        if (encoder := getattr(config, "encoder", None)) is not None:
+        encoder = getattr(config, "encoder", None)
+        if encoder is not None and getattr(config, "encoder_run", None) is None:
             parts["encoder, at most"] += trainings * student_seconds(settings, encoder, sizes)
         if isinstance(config, IloraConfig):
             if (model := language_model(config.llm)) is None:

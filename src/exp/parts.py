@@ -22,7 +22,7 @@ def run_encoder(settings: Settings, run: Run) -> None:
     """Train the frozen SASRec of the teacher, or of each of its members that has one."""
     data = load_dataset(settings.dataset)
     for member in members_of(settings.teacher):
-        if member.encoder is not None:
+        if member.encoder is not None and getattr(member, "encoder_run", None) is None:
             frozen_encoder(member.encoder, data, member.seed, run=run)
 
 

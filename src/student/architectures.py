@@ -82,6 +82,11 @@ class Student(nn.Module):
             return ItemTables(inputs, inputs[1:], self.output_bias)
         return ItemTables(inputs, self.output.weight, self.output.bias)
 
+    def output_start(self) -> Tensor | None:
+        """[D, H] map of input item vectors under which a sequence vector scores the items most like its own; None
+        where its layers have yet to learn in which space they answer."""
+        return None
+
     def embed(self, history: Tensor, tables: ItemTables | None) -> Tensor:
         """[B, L, H] item vectors; zeros, and no gradient, at padding."""
         if history.shape[1] > self.max_history:
@@ -260,29 +265,45 @@ class GRU4Rec(Student):
 
 
 class Caser(Student):
-    """Caser (Tang and Wang, WSDM 2018) without user vectors, as in DLLM2Rec's official code.
+    """Caser (Tang and Wang, WSDM 2018) without user vectors and the layer that would mix them in.
 
-    The history's vectors are an image [L, H]: horizontal filters of several heights with a maximum over
-    time, and one vertical filter over the L positions (counted from the oldest item).
+    The history's vectors are an image [L, H]: horizontal filters of several heights with a maximum over time, and one
+    vertical filter over the L positions (counted from the oldest item), a weighted sum of the item vectors. That sum
+    starts with equal weights and is normed: its length would say how long the history is, and scores of short histories
+    stay flat until those of long ones are learned by heart. Item vectors are dropped out, as by the other students.
+
+    Args:
+        official: as DLLM2Rec's official code has it: a vertical filter that starts at random, with a ReLU and without
+            norm, and no dropout of item vectors.
     """
 
     HEIGHTS = (2, 3, 4)
     FILTERS = 16  # horizontal filters per height
 
-    def __init__(self, n_items: int, max_history: int, width: int, dropout: float):
+    def __init__(self, n_items: int, max_history: int, width: int, dropout: float, official: bool = False):
         heights = [h for h in self.HEIGHTS if h <= max_history]
         super().__init__(n_items, max_history, width, self.FILTERS * len(heights) + width, False, std=0.01)
         # A filter over the whole width is a 1-d convolution with the width as its channels.
         self.horizontal = nn.ModuleList(nn.Conv1d(width, self.FILTERS, h) for h in heights)
         self.vertical = nn.Linear(max_history, 1)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.official = Dropout(dropout), official
         for layer in (*self.horizontal, self.vertical):
             nn.init.xavier_normal_(layer.weight)
             nn.init.constant_(layer.bias, 0.1)
+        self.after_vertical: nn.Module = nn.ReLU() if official else nn.LayerNorm(width)
+        if not official:
+            nn.init.constant_(self.vertical.weight, 0.3)
+            nn.init.zeros_(self.vertical.bias)
+
+    def output_start(self) -> Tensor | None:
+        if self.official:
+            return None
+        return torch.eye(self.output_width, self.width).roll(self.output_width - self.width, 0)
 
     def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
         aligned, _ = oldest_first(history, self.max_history)
-        image = self.embed(aligned, tables).transpose(1, 2)  # [B, H, L]
+        items = self.embed(aligned, tables)
+        image = (items if self.official else self.dropout(items)).transpose(1, 2)  # [B, H, L]
         across = [F.relu(conv(image)).amax(dim=-1) for conv in self.horizontal]
-        down = F.relu(self.vertical(image)).squeeze(-1)
+        down = self.after_vertical(self.vertical(image).squeeze(-1))
         return self.dropout(torch.cat([*across, down], dim=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from src.core.config import config_group, setting
 
-ARCHITECTURES = ("sasrec", "sasrec_dllm2rec", "gru4rec", "caser")
+ARCHITECTURES = ("sasrec", "sasrec_dllm2rec", "gru4rec", "caser", "caser_dllm2rec")
 BASE_LOSSES = ("ce", "bce", "gbce")
 
 
@@ -72,7 +72,7 @@ class StudentConfig:
             out.append(
                 f"blocks, heads: found {self.blocks}, {self.heads}, expected 1, 1 with sasrec_dllm2rec"
             )
-        if self.architecture == "caser" and self.tie_output:
+        if self.architecture.startswith("caser") and self.tie_output:
             out.append(
                 "tie_output: found true with caser, expected false (its hidden state is wider than the items)"
             )

@@ -24,7 +24,8 @@ def build_student(config: StudentConfig, n_items: int, max_history: int) -> Stud
     elif c.architecture == "gru4rec":
         student = GRU4Rec(n_items, max_history, c.width, c.blocks, c.dropout, c.tie_output)
     else:
-        student = Caser(n_items, max_history, c.width, c.dropout)
+        official = c.architecture == "caser_dllm2rec"
+        student = Caser(n_items, max_history, c.width, c.dropout, official)
     if c.learn_repeats:
         student.learn_repeats()
     return student

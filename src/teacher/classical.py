@@ -210,8 +210,11 @@ class SasrecTeacher(ClassicalTeacher):
     config: SasrecConfig
 
     def prepare(self, run: Run | None) -> Mapping[str, Any]:
-        from src.teacher.encoder import frozen_encoder
+        from src.teacher.encoder import encoder_of_finished_run, frozen_encoder
 
+        if (finished := self.config.encoder_run) is not None:
+            self._encoder = encoder_of_finished_run(finished, self.data)
+            return {"train_seconds": 0.0, "reused": True}
         whole = np.array_equal(self._train_ids, self.data.splits["train"])
         subset = None if whole else self._train_ids
         curves = run if whole else None  # one curve per tag: not of a fold's

@@ -11,8 +11,9 @@ from typing import Any, TypeGuard
 import numpy as np
 from pydantic import Field
 
-from src.core.artifacts import fingerprint
+from src.core.artifacts import MANIFEST, fingerprint, read_object
 from src.core.config import config_group, determining, setting
+from src.core.paths import resolve
 from src.student.config import StudentConfig
 from src.teacher.config_parts import (
     GateConfig,
@@ -27,6 +28,7 @@ from src.teacher.config_parts import (
 )
 
 FORMAT_VERSION = 1
+_ENCODER_RUN = "the encoder instead: the SASRec of this finished run, e.g. one that has title vectors fused"
 _FOLDS = "1: rows of train by a teacher trained on them; n: cross-fitted in n parts"
 
 
@@ -123,6 +125,7 @@ class IloraConfig(TeacherConfig):
 
     llm: LLMConfig = setting("the language model")
     encoder: StudentConfig = setting("the frozen sequence encoder: a SASRec trained on the same split")
+    encoder_run: str | None = setting(_ENCODER_RUN)
     lora: LoraSettings = setting("the experts")
     gate: GateConfig = setting("the router")
     objective: ObjectiveConfig = setting("losses and read-out")
@@ -151,12 +154,13 @@ class IloraConfig(TeacherConfig):
                 f"train.show_answers: found {self.train.show_answers} with llm.attention=flash_attention_2, "
                 "expected 0 (or sdpa): it has no mask for generation here"
             )
+        out += _folds_of(self)
         if self.train.curriculum != "none" and self.prompt.mode == "text":
             out.append("train.curriculum: found a curriculum with prompt.mode=text, expected none")
         return out
 
     def ignored(self) -> dict[str, str]:
-        out = {}
+        out = _not_this_encoder(self)
         if self.lora.experts == 1:
             out["gate"] = "lora.experts=1, expected more experts than one"
         if self.gate.kind == "uniform" or self.lora.experts == 1:
@@ -175,7 +179,7 @@ class IloraConfig(TeacherConfig):
         return self.gate.kind == "resnet1d" and self.lora.experts > 1
 
     def identity(self) -> dict[str, Any]:
-        parts = determining(self) | {"llm": self.llm.identity()}
+        parts = _with_encoder(self) | {"llm": self.llm.identity()}
         if self.batch_norm:
             parts["train"]["micro_batch_size"] = self.train.micro_batch_size
         return parts
@@ -186,7 +190,38 @@ class SasrecConfig(TeacherConfig):
     """`teacher=sasrec`: the frozen encoder alone fills the store."""
 
     encoder: StudentConfig = setting("the sequence encoder")
+    encoder_run: str | None = setting(_ENCODER_RUN)
     folds: int = setting(_FOLDS, ge=1)
+
+    def problems(self) -> list[str]:
+        return _folds_of(self)
+
+    def ignored(self) -> dict[str, str]:
+        return _not_this_encoder(self)
+
+    def identity(self) -> dict[str, Any]:
+        return _with_encoder(self)
+
+
+def _folds_of(config: IloraConfig | SasrecConfig) -> list[str]:
+    if config.encoder_run is None or config.folds == 1:
+        return []
+    return [f"folds: found {config.folds} with encoder_run, expected 1: that encoder saw all users"]
+
+
+def _not_this_encoder(config: IloraConfig | SasrecConfig) -> dict[str, str]:
+    run = config.encoder_run
+    return {} if run is None else {"encoder": f"encoder_run={run}, expected null"}
+
+
+def _with_encoder(config: IloraConfig | SasrecConfig) -> dict[str, Any]:
+    """The settings that count, and of an encoder that another run trained what that run computed."""
+    parts = determining(config)
+    run = parts.pop("encoder_run")
+    if run is not None:
+        manifest = read_object(resolve(run) / "models" / "student" / MANIFEST)
+        parts["encoder"] = {"run": manifest.get("fingerprint"), "seed": manifest.get("seed")}
+    return parts
 
 
 @config_group

@@ -178,10 +178,16 @@ class ObjectiveConfig:
         choices=("sasrec", "none"),
         when={"item": True},
     )
-    refresh_steps: int | None = setting(
-        "optimizer steps between new LLM states of the item texts; null: once per epoch",
-        ge=1,
+    titles: str = setting(
+        "LLM states of the items: of their texts with the adapter, read anew while it learns (adapted), or of the "
+        "bare titles without it, half-whitened, read once per LLM (base)",
+        choices=("adapted", "base"),
         when={"item": True},
+    )
+    refresh_steps: int | None = setting(
+        "adapted: optimizer steps between new LLM states of the item texts; null: once per epoch",
+        ge=1,
+        when={"item": True, "titles": ("adapted",)},
     )
     negatives: int | None = setting(
         "items drawn per step beside the batch's targets; null: the full catalogue", ge=1, when={"item": True}

@@ -13,7 +13,7 @@ from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.metrics import EvalConfig
-from src.core.paths import model_dir, work_dir
+from src.core.paths import model_dir, resolve, work_dir
 from src.core.run import Run
 from src.student.architectures import Student
 from src.student.checkpoint import load_student_model, save_student
@@ -69,6 +69,21 @@ class FrozenEncoder:
         return self.prior(self.h_seq(histories), histories)
 
 
+def encoder_of_finished_run(run: str, data: InteractionData) -> FrozenEncoder:
+    """The SASRec of a finished run as the frozen encoder; raises UserError where it is none, or of other data."""
+    folder = resolve(run) / "models" / "student"
+    student, config = load_student_model(folder, dataset_fingerprint=data.fingerprint)
+    _refuse_others(config, f"teacher.encoder_run={run}")
+    weights = sha256_file(folder / "model.safetensors")
+    log.info("frozen encoder: the student of %s", folder)
+    return FrozenEncoder(student, 0.0, True, weights)
+
+
+def _refuse_others(config: StudentConfig, where: str) -> None:
+    if config.architecture not in ("sasrec", "sasrec_dllm2rec"):
+        raise UserError(f"{where}: architecture {config.architecture}", "a SASRec", "teacher.encoder")
+
+
 def frozen_encoder(
     config: StudentConfig,
     data: InteractionData,
@@ -87,8 +102,7 @@ def frozen_encoder(
     """
     from src.core.selection import Selection
 
-    if config.architecture not in ("sasrec", "sasrec_dllm2rec"):
-        raise UserError(f"teacher.encoder.architecture={config.architecture}", "a SASRec", "teacher.encoder")
+    _refuse_others(config, "teacher.encoder")
     subset = None if train_ids is None else np.sort(np.asarray(train_ids, np.int64))
     fp = encoder_fingerprint(config, seed, data.fingerprint, subset)
     folder = model_dir(data.name, "sasrec_encoder", fp)

@@ -26,12 +26,13 @@ from src.teacher.checkpoint import load_teacher, reset_trained, save_teacher
 from src.teacher.config import IloraConfig, model_fingerprint
 from src.teacher.diagnostics import check_reading
 from src.teacher.distributed import ProcessGroup
-from src.teacher.encoder import frozen_encoder
+from src.teacher.encoder import encoder_of_finished_run, frozen_encoder
 from src.teacher.find_batch_size import BatchSizeFinder
 from src.teacher.ilora_model import IloraModel
 from src.teacher.kept_states import kept_states
 from src.teacher.llm import compile_blocks
 from src.teacher.llm_loading import load_llm
+from src.teacher.prompt_tokens import readable_titles
 from src.teacher.prompts import PromptBuilder, collate
 from src.teacher.ranking import SCORE_KIND, Ranker, item_vectors, make_ranker
 from src.teacher.ranking.hidden import catalogue_scores
@@ -129,8 +130,11 @@ class IloraTeacher:
             found = f"teacher.objective.lm={config.objective.lm} with a bidirectional LLM"
             raise UserError(found, "0: it cannot write an answer", "teacher.objective.lm")
         self.builder = PromptBuilder(config.prompt, llm.tokenizer, data.titles, llm.context, config.seed)
-        curves = None if self.subset is not None else run
-        self.encoder = frozen_encoder(config.encoder, data, config.seed, self.subset, curves)
+        if config.encoder_run is not None:
+            self.encoder = encoder_of_finished_run(config.encoder_run, data)
+        else:
+            curves = None if self.subset is not None else run
+            self.encoder = frozen_encoder(config.encoder, data, config.seed, self.subset, curves)
         prior = config.objective.item > 0 and config.objective.prior == "sasrec"
         self.source = SampleSource(data, self.builder, self.encoder, prior)
         self.llm_identity = llm.identity
@@ -141,6 +145,8 @@ class IloraTeacher:
         self.model = IloraModel(config, llm, self.encoder.item_table(), torch.from_numpy(counts))
         self.model.to(self.accelerator.device)
         check_reading(self.model)
+        if config.objective.item > 0 and config.objective.titles == "base":
+            self.source.titles_are(self._title_states("base"), self.model.device)
         if config.llm.compile:
             compile_blocks(self.model.llm, self.model.gates)
         return processes
@@ -238,18 +244,26 @@ class IloraTeacher:
         export = self.config.export
         # An untrained head has no item vectors: those of the LLM as it is are its states of the titles.
         if export.embedding.source == "head" and len(self.llm_sample_ids()):
-            vectors = item_vectors(self._context(1)).float().cpu().numpy()
-            return np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
-        embedder = TextEmbedder(self.model, self.builder, export.embedding, export.batch_size)
-        if export.embedding.weights == "adapted":
-            return embedder.titles()
-        kept = kept_states(
-            self.data,
-            fingerprint([self.config.llm.identity(), self.llm_identity]),
-            {"embedding": determining(export.embedding), "titles": fingerprint(self.builder.titles)},
-            lambda: (embedder.titles()[1:], self.llm_identity),
-        )
-        return np.concatenate([np.zeros((1, kept.table.shape[1]), np.float32), kept.table])
+            states = item_vectors(self._context(1)).float().cpu().numpy()
+        else:
+            states = self._title_states(export.embedding.weights)
+        return np.concatenate([np.zeros((1, states.shape[1]), np.float32), states])
+
+    def _title_states(self, weights: str) -> np.ndarray:
+        """[N, H] by the LLM with its adapter (`adapted`) or without (`base`), which are read once per LLM and kept."""
+        export = self.config.export
+        embedding = replace(export.embedding, weights=weights)
+        embedder = TextEmbedder(self.model, self.builder, embedding, export.batch_size)
+        whole = readable_titles(self.builder.tokens, self.data.titles, None)  # however short prompts cut them
+        if weights == "adapted":
+            return embedder.titles(whole)[1:]
+        # As teacher=text calls the same states: who comes second finds them.
+        settings = {"prompt": "{title}", "pooling": embedding.pooling, "layers": [embedding.layer]}
+        llm = self.config.llm.identity()
+        if self.config.llm.tiny is not None or self.model.bidirectional:  # other names, or read otherwise there
+            settings, llm = {"embedding": determining(embedding)}, {"llm": llm, "weights": self.llm_identity}
+        compute = lambda: (embedder.titles(whole)[1:], self.llm_identity)  # noqa: E731
+        return kept_states(self.data, fingerprint(llm), settings, compute).table
 
     @property
     def hybrid(self) -> bool:

@@ -62,7 +62,9 @@ def references(
     common: dict[str, Any] = {"seed": seed, "export": export}
     configs = {"popularity": PopularityConfig(name="popularity", kind="popularity", **common), "tfidf": tfidf}
     if encoder is not None:
-        sasrec = SasrecConfig(name="sasrec", kind="sasrec", encoder=encoder, folds=1, **common)
+        sasrec = SasrecConfig(
+            name="sasrec", kind="sasrec", encoder=encoder, encoder_run=None, folds=1, **common
+        )
         configs = {"sasrec": sasrec, **configs}
     made = {}
     for name, config in configs.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.core.data_utils import InteractionData
+from src.core.geometry import principal_directions
 from src.teacher.config import IloraExportConfig
 from src.teacher.encoder import FrozenEncoder
 from src.teacher.find_batch_size import BatchSizeFinder
@@ -58,7 +59,19 @@ class SampleSource:
         self.data, self.builder, self.encoder, self.prior = data, builder, encoder, prior
         # Short texts, many at once: they may shrink further than a training pass.
         self.item_passes = BatchSizeFinder(min(256, data.n_items), "teacher.llm.dtype", most=8)
+        self._titles: Tensor | None = None
         self._item_states: tuple[IloraModel, bool, list[Tensor], Tensor] | None = None
+
+    def titles_are(self, states: np.ndarray, device: torch.device) -> None:
+        """Items are read as these states [N, H] of their bare titles, whatever the adapter learns.
+
+        Their principal directions are half-whitened, as the distillation reads them: raw states share one large
+        direction, beside which the head would have to learn the small ones.
+        """
+        left, values = principal_directions(states)
+        half = np.zeros(states.shape, np.float32)
+        half[:, : len(values)] = left * np.sqrt(values)
+        self._titles = torch.from_numpy(half).to(device)
 
     def examples(
         self, sample_ids: np.ndarray, epoch: int | None, answers: bool, candidates: int, reserve: int = 0
@@ -110,6 +123,8 @@ class SampleSource:
         Read again only where a weight that acts on titles has another value than at the last reading: a refresh, the
         validation and the export at the same step share one reading.
         """
+        if self._titles is not None:
+            return self._titles
         weights = [p.detach() for part in ("lora", "projector") for p in model.parts()[part]]
         kept = self._item_states
         if kept is not None and kept[0] is model and kept[1] == hybrid and _equal(kept[2], weights):

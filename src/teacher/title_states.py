@@ -88,18 +88,22 @@ def check_layers(model: nn.Module, layers: Sequence[int], key: str) -> None:
             )
 
 
-def _tokenised(llm: LoadedLLM, prompt: str, titles: Sequence[str]) -> list[TokenText]:
-    """The titles inside the prompt, cut where a text is longer than the LLM reads.
+def begin(tokens: PromptTokens, bidirectional: bool) -> list[int]:
+    """What stands before a text of its own.
 
     A causal LM whose tokenizer has no begin token starts with its end-of-text token: the first token's state is an
     attention sink of its own direction, and as a title's first token it would outweigh the mean.
     """
+    end = tokens.tokenizer.eos_token_id
+    return list(tokens.start) or ([] if bidirectional or end is None else [end])
+
+
+def _tokenised(llm: LoadedLLM, prompt: str, titles: Sequence[str]) -> list[TokenText]:
+    """The titles inside the prompt, cut where a text is longer than the LLM reads."""
     tokens = PromptTokens(llm.tokenizer)
-    start, end = list(tokens.start), []
+    start, end = begin(tokens, llm.bidirectional), []
     if llm.bidirectional:
         end = [t for t in [llm.tokenizer.sep_token_id] if t is not None]
-    elif not start and llm.tokenizer.eos_token_id is not None:
-        start = [llm.tokenizer.eos_token_id]
     before, after = prompt.split("{title}")
     head, tail = (
         start + (tokens.of(before, first=True, control=True) if before.strip() else []),
@@ -199,20 +203,24 @@ class TextEmbedder:
         ids = self.builder.tokens.of(" " + text.strip(" ")) if text.strip() else []
         return ids or self.builder.end_ids[:1]
 
-    def titles(self) -> np.ndarray:
+    def titles(self, titles: Sequence[str] | None = None) -> np.ndarray:
         """[N+1, H] float32, row 0 zeros.
+
+        Args:
+            titles: [N+1], entry 0 unused; None: as the prompts show them.
 
         Raises:
             UserError: an embedding that is not finite.
         """
-        vectors = self.embed(self.builder.titles[1:])
+        titles = titles or self.builder.titles
+        vectors = self.embed(titles[1:])
         table = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors.cpu().numpy()])
-        _check_finite(table[1:], self.builder.titles, "teacher.llm.dtype or teacher.train.lr")
+        _check_finite(table[1:], titles, "teacher.llm.dtype or teacher.train.lr")
         return table
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """[M, H] float32, on the model's device; one text's vector does not depend on the others."""
-        start, context = self.builder.tokens.start, self.builder.context
+        start, context = begin(self.builder.tokens, self.model.bidirectional), self.builder.context
         ids = [[*start, *self.tokens(t)][:context] for t in texts]
         # The start token carries no word of the title.
         tokens = [TokenText(i, len(start), len(i)) for i in ids]

@@ -17,7 +17,7 @@ from tests.student.conftest import make_student_config
 from tests.student.official_weights import from_official
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "dllm2rec_models.npz"
-OFFICIAL = {"SASRec": "sasrec_dllm2rec", "GRU": "gru4rec", "Caser": "caser"}
+OFFICIAL = {"SASRec": "sasrec_dllm2rec", "GRU": "gru4rec", "Caser": "caser_dllm2rec"}
 N, L = 25, 7
 
 

@@ -189,7 +189,8 @@ def _teacher_nodes(settings: Settings, data: str) -> Iterator[Node]:
 
     for member in members_of(settings.teacher):
         made = []
-        if (encoder := getattr(member, "encoder", None)) is not None:
+        encoder = getattr(member, "encoder", None)
+        if encoder is not None and getattr(member, "encoder_run", None) is None:
             fp = encoder_fingerprint(encoder, member.seed, settings.dataset_fp)
             made.append(part("encoder", fp, [data], "sasrec_encoder"))
         if isinstance(member, IloraConfig) and member.llm.tiny is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.core.logging import progress
 from src.core.metrics import per_sample
 from src.core.signals import check_stop
 from src.core.teacher_store import TeacherRows
@@ -50,7 +51,9 @@ def catalogue_scores(
     was_training = model.training
     model.eval()
     try:
-        for micro in context.source.micro_batches(sample_ids, context.export.batch_size):
+        size = context.export.batch_size
+        batches, count = context.source.micro_batches(sample_ids, size), -(-len(sample_ids) // size)
+        for micro in progress(batches, f"ranking {len(sample_ids)} samples", total=count):
             m = micro.to(model.device)
             with model.gates.use(model.gate(m.h_seq)):
                 readout = model.readout(model.states(m.prompts, context.hybrid), m.prompts)
