@@ -295,6 +295,20 @@ def test_fuse_by_hand(small_data: InteractionData) -> None:
     assert "fusion.inputs.table" not in objective.state_dict()  # rebuilt from the store
 
 
+def test_caser_starts_by_scoring_what_is_like_the_history(small_data: InteractionData) -> None:
+    """Its output map starts as the identity on the normed sum of the item vectors: score_i = x_i . LN(sum_h x_h)."""
+    objective, samples = distilled(small_data, "caser", lam=0.0)
+    objective.eval()
+    history = samples.batch(torch.arange(12)).history
+    with torch.no_grad():
+        tables = objective.item_tables()
+        found = objective.student(history, tables)
+        vectors = tables.inputs[1:]
+        total = torch.nn.functional.embedding(history, tables.inputs, padding_idx=0).sum(1)
+    normed = (total - total.mean(1, keepdim=True)) / total.std(1, keepdim=True, correction=0)
+    assert torch.allclose(found, normed @ vectors.T + tables.bias, rtol=1e-2, atol=1e-2)  # LayerNorm's epsilon
+
+
 def test_the_official_fusion_by_hand(small_data: InteractionData) -> None:
     official = {
         "own_start": "random",

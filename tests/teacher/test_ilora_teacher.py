@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,16 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src.core.artifacts import MANIFEST, sha256_file
-from src.core.errors import UserError
+from src.core.errors import ConfigError, UserError
+from src.student.checkpoint import save_student
+from src.student.models import build_student
 from src.teacher.checkpoint import load_teacher, load_trained_state, trained_state
-from src.teacher.ilora_model import ItemHead
+from src.teacher.classical import SasrecTeacher
+from src.teacher.ilora_model import IloraModel, ItemHead
 from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.interfaces import Teacher
 from src.teacher.losses import answer_losses, item_loss
 from src.teacher.prompts import collate
 from src.teacher.ranking import catalogue_scores, item_vectors
 from src.teacher.title_states import TextEmbedder
-from tests.teacher.conftest import untrained
+from tests.student.conftest import make_student_config
+from tests.teacher.conftest import compose_teacher, untrained
 
 
 def test_rows_keep_the_contract_of_the_store(trained, demo_data):
@@ -332,3 +337,53 @@ def test_states_of_titles_without_the_adapter_are_kept(trained, demo_data, monke
     np.testing.assert_allclose(table, embedder.titles(), atol=1e-5)
     monkeypatch.setattr(TextEmbedder, "titles", None)  # nothing is computed again
     np.testing.assert_array_equal(teacher.item_embeddings(), table)
+
+
+def test_bare_titles_are_read_once_and_half_whitened(make_config, demo_data, teacher_roots, monkeypatch):
+    """titles=base: X with X X^T = U S U^T of the centred states, whatever the adapter learns."""
+    teacher = untrained(make_config("teacher.objective.titles=base"), demo_data)
+    states = TextEmbedder(teacher.model, teacher.builder, teacher.config.export.embedding, 64).titles()[1:]
+    left, values, _ = np.linalg.svd((states - states.mean(0)).astype(np.float64), full_matrices=False)
+    found = teacher.source.item_states(teacher.model, True)
+    assert found.shape == states.shape
+    np.testing.assert_allclose((found @ found.T).numpy(), (left * values) @ left.T, atol=1e-4)
+    monkeypatch.setattr(IloraModel, "item_states", None)  # the item texts are never read
+    with torch.no_grad():
+        for parameter in teacher.model.parts()["lora"]:
+            parameter.add_(1.0)
+    assert teacher.source.item_states(teacher.model, True) is found
+
+
+def test_the_sasrec_of_a_finished_run_as_encoder(make_config, demo_data, teacher_roots, tmp_path):
+    """Its weights are used and name the teacher; another dataset and another architecture are refused."""
+
+    def finished(name: str, architecture: str, data=demo_data) -> str:
+        torch.manual_seed(len(name))
+        config = make_student_config(architecture, "width=16")
+        student = build_student(config, demo_data.n_items, demo_data.max_history)
+        folder = tmp_path / name
+        fields = {"seed": 1, "fingerprint": f"of {name}"}
+        save_student(folder / "models" / "student", student, config, data, fields)
+        return f"teacher.encoder_run={folder}"
+
+    config = make_config(one := finished("one", "sasrec"))
+    encoder = untrained(config, demo_data).encoder
+    assert encoder.reused and torch.equal(
+        encoder.item_table(),
+        load_file(tmp_path / "one" / "models" / "student" / "model.safetensors")["items.weight"],
+    )
+    same = make_config(one, "teacher.encoder.dropout=0.1").identity()
+    others = make_config(finished("another", "sasrec")).identity(), make_config().identity()
+    assert config.identity() == same and same not in others
+    sasrec = compose_teacher("teacher=sasrec", one)
+    ids = demo_data.splits["valid"][:5]
+    rows = SasrecTeacher(sasrec, demo_data)
+    rows.prepare(None)
+    expected = encoder.log_probabilities(demo_data.histories(ids)).numpy()
+    np.testing.assert_allclose(rows.score_all(ids), expected, atol=1e-6)
+    with pytest.raises(UserError, match="architecture gru4rec"):
+        untrained(make_config(finished("gru", "gru4rec")), demo_data)
+    with pytest.raises(UserError, match="dataset_fingerprint"):
+        untrained(make_config(finished("far", "sasrec", replace(demo_data, fingerprint="0" * 12))), demo_data)
+    with pytest.raises(ConfigError, match="encoder saw all users"):
+        make_config(one, "teacher.folds=2")
