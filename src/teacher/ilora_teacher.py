@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,9 @@ class IloraTeacher:
         # As teacher=text calls the same states: who comes second finds them.
         settings = {"prompt": "{title}", "pooling": embedding.pooling, "layers": [embedding.layer]}
         llm = self.config.llm.identity()
-        if self.config.llm.tiny is not None or self.model.bidirectional:  # other names, or read otherwise there
+        if (
+            self.config.llm.tiny is not None or self.model.bidirectional
+        ):  # other names, or read otherwise there
             settings, llm = {"embedding": determining(embedding)}, {"llm": llm, "weights": self.llm_identity}
         compute = lambda: (embedder.titles(whole)[1:], self.llm_identity)  # noqa: E731
         return kept_states(self.data, fingerprint(llm), settings, compute).table

@@ -306,7 +306,9 @@ def test_caser_starts_by_scoring_what_is_like_the_history(small_data: Interactio
         vectors = tables.inputs[1:]
         total = torch.nn.functional.embedding(history, tables.inputs, padding_idx=0).sum(1)
     normed = (total - total.mean(1, keepdim=True)) / total.std(1, keepdim=True, correction=0)
-    assert torch.allclose(found, normed @ vectors.T + tables.bias, rtol=1e-2, atol=1e-2)  # LayerNorm's epsilon
+    assert torch.allclose(
+        found, normed @ vectors.T + tables.bias, rtol=1e-2, atol=1e-2
+    )  # LayerNorm's epsilon
 
 
 def test_the_official_fusion_by_hand(small_data: InteractionData) -> None:
