@@ -87,7 +87,7 @@ def levers(n_items: int) -> dict[str, tuple[Callable[[], object], Callable[[], o
     return {
         "negatives: dense multinomial / shifted uniform draw": (
             dense_multinomial,
-            lambda: sample_negatives(history, target, n_items, 1, generator),
+            lambda: sample_negatives(torch.cat([history, target[:, None]], 1), n_items, 1, generator),
         ),
         "newest position: gather per row / one column": (gather_rows, take_column),
         "DRO terms: K + 1 float64 passes / one pass": (dro_each, dro_once),

@@ -17,8 +17,7 @@ from src.student.architectures import ItemTables, Student
 from src.student.config import StudentConfig
 from src.student.datamodule import SampleBatch, Samples
 from src.student.fused_losses import CatalogueTerms, catalogue_terms, in_full_precision
-from src.student.losses import sample_negatives
-from src.student.objective import Objective, RecommendationLoss
+from src.student.objective import Objective, RecommendationLoss, draw_negatives
 
 
 class DistillObjective(Objective):
@@ -165,16 +164,16 @@ class DistillObjective(Objective):
         """
         student, fusion = self.student, self.fusion
         if fusion is None:
-            return student.encode(batch.history), None
+            return student.encode_at(batch.inputs, batch.places), None
         inputs_alone = student.output is not None and not self.config.fuse_output
-        if not inputs_alone or batch.history.is_cuda or torch.compiler.is_compiling():
+        if not inputs_alone or batch.inputs.is_cuda or torch.compiler.is_compiling():
             tables = fusion(student, training=self.training)
-            return student.encode(batch.history, tables), tables
+            return student.encode_at(batch.inputs, batch.places, tables), tables
         # Row 0 must stay first: students take id 0 for padding.
-        padded = torch.cat([batch.history.new_zeros(1), batch.history.flatten()])
+        padded = torch.cat([batch.inputs.new_zeros(1), batch.inputs.flatten()])
         rows, local = torch.unique(padded, return_inverse=True)
         tables = student.tables()._replace(inputs=fusion.input_rows(student, rows))
-        return student.encode(local[1:].view_as(batch.history), tables), None
+        return student.encode_at(local[1:].view_as(batch.inputs), batch.places, tables), None
 
     def _rank(
         self, batch: SampleBatch, hidden: Tensor, tables: ItemTables | None, negatives: Tensor | None
@@ -188,8 +187,7 @@ class DistillObjective(Objective):
         c, rec = self.config, self.recommendation
         candidates = self.candidates[batch.rows].long()
         if negatives is None and c.rd_loss == "bce":
-            shape = (batch.history, batch.target, self.student.n_items)
-            negatives = sample_negatives(*shape, 1, self._generator)
+            negatives = draw_negatives(batch, self.student.n_items, 1, self._generator)
         own = rec.columns(batch, negatives)
         scores, terms, dro = self._terms(batch, hidden, tables, own, candidates)
         chosen = terms.values[:, own.shape[1] :]

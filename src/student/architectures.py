@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from src.student.dropout import Dropout
 
+_DENSE = 16  # a product over the catalogue costs less than gathering more than a 16th of its vectors
+
 
 class ItemTables(NamedTuple):
     """Everything of a student that belongs to single items; distillation passes its own in place of it.
@@ -100,6 +102,16 @@ class Student(nn.Module):
         """The sequence vector at the newest item, [B, D]."""
         raise NotImplementedError
 
+    def states(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
+        """The sequence vector at every item, [B, L, D], each from the items up to it; of causal students alone."""
+        raise NotImplementedError
+
+    def encode_at(self, inputs: Tensor, places: Tensor | None, tables: ItemTables | None = None) -> Tensor:
+        """The sequence vectors [B, D] of a `SampleBatch`: of its histories, or at places [B] of its windows."""
+        if places is None:
+            return self.encode(inputs, tables)
+        return self.states(inputs, tables).flatten(0, 1)[places]
+
     def score(
         self, hidden: Tensor, tables: ItemTables | None = None, history: Tensor | None = None
     ) -> Tensor:
@@ -122,6 +134,8 @@ class Student(nn.Module):
         """Scores [B, K] of the item ids `items` [B, K], without scoring the others."""
         _, vectors, bias = self.tables() if tables is None else tables
         columns = items - 1
+        if _DENSE * items.shape[1] > self.n_items:
+            return self.score(hidden, tables, history).gather(1, columns)
         scores = (F.embedding(columns, vectors) * hidden.unsqueeze(1)).sum(-1) + bias[columns]
         if self.repeat is None:
             return scores
@@ -191,6 +205,12 @@ class SASRec(Student):
         self.norm = nn.LayerNorm(width)
 
     def encode(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
+        return self._states(history, tables, newest_only=True)[:, -1]
+
+    def states(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
+        return self._states(history, tables, newest_only=False)
+
+    def _states(self, history: Tensor, tables: ItemTables | None, newest_only: bool) -> Tensor:
         columns = history.shape[1]
         x = self.dropout(self.embed(history, tables) + self.positions[self.max_history - columns :])
         place = torch.arange(columns, device=history.device)
@@ -198,8 +218,8 @@ class SASRec(Student):
         # A padding position looks at itself only: a row without any key would be NaN. Nobody looks at it.
         mask = ((seen & (history > 0)[:, None, :]) | itself).unsqueeze(1)
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, newest_only=i == len(self.blocks) - 1)
-        return self.norm(x[:, -1])
+            x = block(x, mask, newest_only=newest_only and i == len(self.blocks) - 1)
+        return self.norm(x)
 
 
 class SASRecDLLM2Rec(Student):
@@ -262,6 +282,14 @@ class GRU4Rec(Student):
         aligned, length = oldest_first(history, history.shape[1])
         states, _ = self.gru(self.dropout(self.embed(aligned, tables)))
         return self.dropout(states[torch.arange(states.shape[0], device=states.device), length - 1])
+
+    def states(self, history: Tensor, tables: ItemTables | None = None) -> Tensor:
+        columns = history.shape[1]
+        aligned, length = oldest_first(history, columns)
+        states, _ = self.gru(self.dropout(self.embed(aligned, tables)))
+        source = torch.arange(columns, device=history.device) + (length - columns).unsqueeze(1)
+        row = torch.arange(states.shape[0], device=states.device).unsqueeze(1)
+        return self.dropout(states[row, source.clamp(min=0)])
 
 
 class Caser(Student):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from src.core.config import config_group, setting
 
 ARCHITECTURES = ("sasrec", "sasrec_dllm2rec", "gru4rec", "caser", "caser_dllm2rec")
+CAUSAL = ("sasrec", "gru4rec")  # their state at an item has seen no later one
 BASE_LOSSES = ("ce", "bce", "gbce")
 
 
@@ -49,7 +50,11 @@ class StudentConfig:
     optimizer: str = setting("adam (decay as an L2 penalty) or adamw (decoupled)", choices=("adam", "adamw"))
     lr: float = setting("learning rate", gt=0.0)
     weight_decay: float = setting("weight decay", ge=0.0)
-    batch_size: int = setting("samples per step", ge=1)
+    batching: str = setting(
+        "what a step encodes: a history per sample, or whole sequences with all their targets",
+        choices=("samples", "sequences"),
+    )
+    batch_size: int = setting("samples (batching=sequences: windows of sequences) per step", ge=1)
     ema: float = setting("decay per step of the weights' exponential moving average; 0: off", ge=0.0, lt=1.0)
     max_epochs: int = setting("epochs at most", ge=1)
     patience: int = setting("epochs without a better validation metric before training stops", ge=1)
@@ -76,6 +81,13 @@ class StudentConfig:
             out.append(
                 "tie_output: found true with caser, expected false (its hidden state is wider than the items)"
             )
+        if self.batching == "sequences" and self.architecture not in CAUSAL:
+            out.append(
+                f"batching: found sequences with architecture={self.architecture}, expected samples, or one of "
+                f"{', '.join(CAUSAL)}, which read no item after the target"
+            )
+        if self.batching == "sequences" and self.compile:
+            out.append("compile: found true with batching=sequences, expected false (steps differ in size)")
         if self.learn_repeats and self.loss in ("bce", "gbce"):
             out.append(
                 f"learn_repeats: found true with loss={self.loss}, expected false (sampled negatives are never "

@@ -85,7 +85,7 @@ class RecommendationLoss(nn.Module):
         if self.config.base_loss == "ce":
             return None
         count = 1 if self.config.base_loss == "bce" else self.config.negatives
-        return losses.sample_negatives(batch.history, batch.target, self.n_items, count, self._generator)
+        return draw_negatives(batch, self.n_items, count, self._generator)
 
     def columns(self, batch: SampleBatch, negatives: Tensor | None) -> Tensor:
         """[B, M] the columns it reads: the target, then its negatives."""
@@ -140,6 +140,14 @@ class RecommendationLoss(nn.Module):
         return loss + c.dros_alpha * terms.dro[:, 0] if self.needs_dro else loss
 
 
+def draw_negatives(batch: SampleBatch, n_items: int, count: int, generator: torch.Generator | None) -> Tensor:
+    """[B, count] items that stand neither in a sample's history nor are its target; with windows nowhere in its window,
+    as in SASRec's own code, which takes no item of a user for a negative."""
+    columns = 1 if batch.places is None else batch.inputs.shape[1]
+    drawn = losses.sample_negatives(batch.forbidden(), n_items, count * columns, generator)
+    return drawn if batch.places is None else drawn.view(-1, count)[batch.places]
+
+
 class BaselineObjective(Objective):
     """The student with its own recommendation loss alone."""
 
@@ -151,5 +159,5 @@ class BaselineObjective(Objective):
         self.recommendation.start_epoch(epoch)
 
     def forward(self, batch: SampleBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden = self.student.encode(batch.history)
+        hidden = self.student.encode_at(batch.inputs, batch.places)
         return self.recommendation(self.student, hidden, batch, self.recommendation.negatives(batch)), {}

@@ -29,7 +29,7 @@ from src.core.signals import check_stop
 from src.student.architectures import Student
 from src.student.checkpoint import load_checkpoint, save_checkpoint
 from src.student.config import StudentConfig
-from src.student.datamodule import SampleBatch, Samples
+from src.student.datamodule import SampleBatch, Samples, SequenceSamples
 from src.student.ema import Ema
 from src.student.evaluator import rank_prepared
 from src.student.models import build_student, device_of
@@ -113,14 +113,15 @@ def fit(
                 f"delete {path.parent} to train anew",
             ) from e
         log.info("going on after epoch %d of %s", done.epoch, path)
-    samples = Samples(data, selection, device)
+    arranged = SequenceSamples if config.batching == "sequences" else Samples
+    samples = arranged(data, selection, device)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     watch = Stopwatch(done.seconds)
 
     while not done.finished:
         epoch = done.epoch
         if refresh is not None and (new := refresh(epoch, objective, losses)) is not None:
-            samples = Samples(data, new, device)
+            samples = arranged(data, new, device)
         seed_everything(seed, "epoch", epoch)
         objective.start_epoch(epoch, samples)
         objective.train()
@@ -162,7 +163,7 @@ def _train_epoch(
     epoch: int,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """One pass; returns the samples' losses [n] and the mean of each part of the loss."""
-    device, steps = samples.device, -(-len(samples) // config.batch_size)
+    device, steps = samples.device, samples.steps(config.batch_size)
     losses = torch.empty(len(samples), device=device)
     finite = torch.empty(steps, dtype=torch.bool, device=device)
     sums: dict[str, Tensor] = {}

@@ -56,11 +56,12 @@ def test_propensity_by_hand():
     np.testing.assert_allclose(propensity(np.array([0, 1, 2])), (np.array([1, 2, 3]) / 6) ** 0.05)
 
 
-def test_negatives_are_uniform_over_what_is_left():
-    history = torch.tensor([[0, 0, 2, 5], [1, 3, 3, 8]]).repeat_interleave(20_000, 0)
-    target = torch.tensor([1, 2]).repeat_interleave(20_000)
-    drawn = sample_negatives(history, target, 8, 2, torch.Generator().manual_seed(0))
-    for rows, allowed in ((slice(0, 20_000), [3, 4, 6, 7, 8]), (slice(20_000, None), [4, 5, 6, 7])):
+@pytest.mark.parametrize("count", [2, 20])  # compared with everything, and searched for
+def test_negatives_are_uniform_over_what_is_left(count):
+    forbidden = torch.tensor([[0, 0, 2, 5, 1], [1, 3, 3, 8, 2]]).repeat_interleave(40_000 // count, 0)
+    drawn = sample_negatives(forbidden, 8, count, torch.Generator().manual_seed(0))
+    half = len(drawn) // 2
+    for rows, allowed in ((slice(0, half), [3, 4, 6, 7, 8]), (slice(half, None), [4, 5, 6, 7])):
         items, counts = drawn[rows].unique(return_counts=True)
         assert items.tolist() == allowed
         expected = 40_000 / len(allowed)
@@ -76,8 +77,8 @@ def test_negatives_avoid_history_and_target(data):
         st.lists(st.tuples(st.lists(item, min_size=1, max_size=10), item), min_size=1, max_size=5)
     )
     history = torch.tensor([[0] * (10 - len(h)) + h for h, _ in rows])
-    target = torch.tensor([t for _, t in rows])
-    drawn = sample_negatives(history, target, n_items, 50, torch.Generator().manual_seed(1))
+    target = torch.tensor([[t] for _, t in rows])
+    drawn = sample_negatives(torch.cat([history, target], 1), n_items, 50, torch.Generator().manual_seed(1))
     assert drawn.min() >= 1 and drawn.max() <= n_items
     for row, (items, true) in zip(drawn.tolist(), rows, strict=True):
         assert not set(row) & {*items, true}

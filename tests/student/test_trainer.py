@@ -66,6 +66,7 @@ class StopsIn(BaselineObjective):
     [
         ("sasrec", ("loss=dros", "dropout=0.3", "ema=0.9")),
         ("gru4rec", ("loss=gbce", "negatives=5")),
+        ("sasrec", ("dropout=0.3", "batching=sequences", "batch_size=8")),
         ("caser", ()),
     ],
 )
