@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,15 @@ from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.run import Stopwatch
 from src.core.signals import check_stop
-from src.core.teacher_rows import ARRAYS, SCORE_KINDS, TeacherRows, check_embeddings, locate
-from src.core.teacher_store import FORMAT_VERSION, TeacherStore
+from src.core.teacher_store import (
+    ARRAYS,
+    FORMAT_VERSION,
+    SCORE_KINDS,
+    TeacherRows,
+    TeacherStore,
+    check_embeddings,
+    locate,
+)
 
 Pieces = Mapping[str, np.ndarray | Mapping[str, np.ndarray]]  # split -> ids, or {piece: ids}
 log = get_logger(__name__)
@@ -142,6 +148,19 @@ class StoreWriter:
             shutil.rmtree(tmp, ignore_errors=True)  # gives back what the unfinished shard took
             raise full_disk(e, shard) from e
 
+    def _checked_shards(
+        self, pieces: Mapping[str, np.ndarray], weights: dict[str, str | None]
+    ) -> list[tuple[np.ndarray, Path]]:
+        """Ids and folder of every shard; `weights` gets, by piece, the hash of the weights that ranked it."""
+        found = []
+        for piece, samples in pieces.items():
+            for ids in self.shards(samples):
+                shard = self._shard(piece, ids)
+                manifest = load_manifest(shard, {"n_samples": len(ids)}, f"delete {shard} and export again")
+                self._check_weights(manifest, shard, weights.setdefault(piece, manifest.get("weights")))
+                found.append((ids, shard))
+        return found
+
     def finish(
         self,
         splits: Pieces,
@@ -169,13 +188,16 @@ class StoreWriter:
         top_k = 0
         try:
             for split, given in splits.items():
-                joint = _Joint(self, _pieces(split, given))
+                ids = np.concatenate(self.shards(np.concatenate(list(_pieces(split, given).values()))))
+                shards = self._checked_shards(_pieces(split, given), weights)
+                top_k = int(load_npy(shards[0][1] / "rankings.npy", mmap=True).shape[1])
                 for name, dtype in ARRAYS.items():
-                    joint.write(tmp / split / f"{name}.npy", name, dtype)
+                    width = (top_k,) if name in ("rankings", "scores") else ()
+                    with writing(tmp / split / f"{name}.npy") as path:
+                        _join(path, np.dtype((dtype, width)), ids, shards, name)
                 if in_sample is not None:
-                    save_npy(tmp / split / "in_sample.npy", locate(np.unique(in_sample[split]), joint.ids)[1])
-                n_samples[split], top_k = len(joint.ids), joint.top_k
-                weights |= joint.weights
+                    save_npy(tmp / split / "in_sample.npy", locate(np.unique(in_sample[split]), ids)[1])
+                n_samples[split] = len(ids)
             with writing(tmp / "item_embeddings.safetensors") as path:
                 save_file({"item_embeddings": np.ascontiguousarray(item_embeddings)}, path)
             write_manifest(
@@ -188,8 +210,7 @@ class StoreWriter:
                     "top_k": top_k,
                     "embedding_dim": int(item_embeddings.shape[1]),
                     "score_kind": self.score_kind,
-                    "weights": weights
-                    | {"item_embeddings": vectors_of},  # of the teachers, by what they gave
+                    "weights": {**weights, "item_embeddings": vectors_of},  # by what they gave
                 },
             )
             publish(tmp, self.folder)
@@ -201,51 +222,26 @@ class StoreWriter:
         return TeacherStore(self.folder, fields["dataset_fingerprint"])
 
 
-class _Joint:
-    """The shards of a split as one table in sample-id order, read block by block.
+def _join(
+    path: Path, row: np.dtype, ids: np.ndarray, shards: list[tuple[np.ndarray, Path]], name: str
+) -> None:
+    """One array of all shards as an npy file with its rows in the order of `ids`.
 
-    Attributes:
-        weights: by piece, the hash of the weights that ranked it.
-
-    Raises:
-        UserError: a shard is missing or damaged, or the shards of a piece come from several teachers.
+    Not through a memory map: its pages would count as memory.
     """
-
-    def __init__(self, writer: StoreWriter, pieces: Mapping[str, np.ndarray]):
-        self.blocks = writer.shards(np.concatenate(list(pieces.values())))
-        self.ids = np.concatenate(self.blocks)
-        self.shards: list[list[tuple[np.ndarray, Path]]] = []  # per piece, ascending
-        self.weights: dict[str, str | None] = {}
-        for piece, samples in pieces.items():
-            own = [(ids, writer._shard(piece, ids)) for ids in writer.shards(samples)]
-            for ids, shard in own:
-                fix = f"delete {shard} and export again"
-                manifest = load_manifest(shard, {"n_samples": len(ids)}, fix)
-                writer._check_weights(
-                    manifest, shard, self.weights.setdefault(piece, manifest.get("weights"))
-                )
-            self.shards.append(own)
-        self.top_k = int(load_npy(self.shards[0][0][1] / "rankings.npy", mmap=True).shape[1])
-
-    def write(self, path: Path, name: str, dtype: type) -> None:
-        """One array of the split as an npy file. Not a memory map: its pages would count as memory."""
-        width = (self.top_k,) if name in ("rankings", "scores") else ()
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(self.ids), *width)}
-        with writing(path) as tmp, open(tmp, "wb") as f:
-            np.lib.format.write_array_header_1_0(f, header)
-            for block in self.blocks:
-                rows = np.empty((len(block), *width), dtype)
-                for own in self.shards:
-                    at = max(0, bisect_right(own, block[0], key=lambda pair: pair[0][0]) - 1)
-                    while at < len(own) and own[at][0][0] <= block[-1]:
-                        ids, shard = own[at]
-                        _, wanted = locate(block, ids)
-                        if wanted.any():
-                            rows[np.searchsorted(block, ids[wanted])] = load_npy(shard / f"{name}.npy")[
-                                wanted
-                            ]
-                        at += 1
-                f.write(np.ascontiguousarray(rows).data)
+    header = {"descr": row.base.str, "fortran_order": False, "shape": (len(ids), *row.shape)}
+    with open(path, "w+b") as f:
+        np.lib.format.write_array_header_1_0(f, header)
+        start = f.tell()
+        f.truncate(start + len(ids) * row.itemsize)
+        for shard_ids, shard in shards:
+            at = np.searchsorted(ids, shard_ids)
+            stretch = at[-1] + 1 - at[0]  # rows of other pieces lie between these
+            f.seek(start + int(at[0]) * row.itemsize)
+            rows = np.frombuffer(bytearray(f.read(stretch * row.itemsize)), row.base)
+            rows.reshape(stretch, *row.shape)[at - at[0]] = load_npy(shard / f"{name}.npy")
+            f.seek(start + int(at[0]) * row.itemsize)
+            f.write(rows.data)
 
 
 def _pieces(split: str, given: np.ndarray | Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
