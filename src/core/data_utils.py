@@ -19,14 +19,7 @@ import pyarrow.parquet as pa_parquet
 
 from src.core.artifacts import fingerprint, is_complete, load_manifest, load_npy, lock
 from src.core.config import determining
-from src.core.datasets.config import (
-    FORMAT_VERSION,
-    AmazonConfig,
-    CsvConfig,
-    DatasetConfig,
-    DemoConfig,
-    IloraConfig,
-)
+from src.core.datasets.config import FORMAT_VERSION, DatasetConfig
 from src.core.datasets.download import fetch_missing
 from src.core.datasets.hashes import FileHashes
 from src.core.datasets.prepare import prepare
@@ -39,18 +32,7 @@ from src.core.splits import NAMES
 
 log = get_logger(__name__)
 
-__all__ = [
-    "AmazonConfig",
-    "CsvConfig",
-    "DatasetConfig",
-    "DemoConfig",
-    "IloraConfig",
-    "InteractionData",
-    "check_no_leaks",
-    "dataset_fingerprint",
-    "load_dataset",
-    "raw_folder",
-]
+__all__ = ["DatasetConfig", "InteractionData", "dataset_fingerprint", "load_dataset", "raw_folder"]
 
 
 @dataclass(frozen=True)
@@ -236,30 +218,23 @@ def _catalogue(path: Path) -> dict[str, list[str]]:
 
 def _check_arrays(data: InteractionData, folder: Path) -> None:
     """Raise UserError unless types, shapes and ranges are those of a prepared dataset."""
+
+    def refuse(file: str, found: str, expected: str) -> None:
+        raise UserError(f"{folder / file}: {found}", expected, f"delete {folder}")
+
     items, times, offsets = data.items, data.times, data.offsets
     splits = {f"split_{name}.npy": ids for name, ids in data.splits.items()}
-    for file, array, kind in (
-        ("items.npy", items, np.int32),
-        ("times.npy", times, np.int64),
-        ("offsets.npy", offsets, np.int64),
-        *((file, ids, np.int64) for file, ids in splits.items()),
-    ):
+    arrays = {"items.npy": items, "times.npy": times, "offsets.npy": offsets, **splits}
+    for file, array in arrays.items():
+        kind = np.dtype(np.int32 if array is items else np.int64)
         if array.ndim != 1 or array.dtype != kind or not len(array):
-            raise UserError(
-                f"{folder / file}: {array.dtype} {array.shape}", f"{np.dtype(kind)} (n,)", f"delete {folder}"
-            )
+            refuse(file, f"{array.dtype} {array.shape}", f"{kind} (n,)")
     if items.min() < 1 or items.max() > data.n_items:
-        found = f"{folder / 'items.npy'}: ids {items.min()}..{items.max()}"
-        raise UserError(found, f"1..{data.n_items}", f"delete {folder}")
+        refuse("items.npy", f"ids {items.min()}..{items.max()}", f"1..{data.n_items}")
     if len(times) != len(items):
-        raise UserError(
-            f"{folder / 'times.npy'}: {len(times)} rows", f"{len(items)} as items.npy", f"delete {folder}"
-        )
+        refuse("times.npy", f"{len(times)} rows", f"{len(items)} as items.npy")
     if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 1).any():
-        raise UserError(
-            f"{folder / 'offsets.npy'} does not cut {len(items)} rows", "users", f"delete {folder}"
-        )
+        refuse("offsets.npy", f"does not cut {len(items)} rows", "the first row of every user")
     for file, ids in splits.items():
         if ids.min() < 0 or ids.max() >= data.n_ids:
-            found = f"{folder / file}: sample ids {ids.min()}..{ids.max()}"
-            raise UserError(found, f"0..{data.n_ids - 1}", f"delete {folder}")
+            refuse(file, f"sample ids {ids.min()}..{ids.max()}", f"0..{data.n_ids - 1}")

@@ -95,16 +95,6 @@ def test_fingerprint_follows_raw_files_and_settings(small, tmp_path):
     assert dataset_fingerprint(small) != first
 
 
-def test_damaged_folder_is_refused(small):
-    load_dataset(small)
-    items = folder_of(small) / "items.npy"
-    damaged = bytearray(items.read_bytes())
-    damaged[-1] ^= 1
-    items.write_bytes(damaged)
-    with pytest.raises(UserError, match="items.npy does not have the hash of its manifest"):
-        load_dataset(small)
-
-
 def test_nothing_is_left_of_a_failed_preparation(small, roots):
     config = replace(small, min_history=4)
     with pytest.raises(UserError, match="split of csv is empty"):

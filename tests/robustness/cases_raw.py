@@ -179,12 +179,14 @@ def _parquet_case(name: str, content: bytes | dict, says: tuple[str, ...]) -> Ca
 def _ilora() -> Iterator[Case]:
     log, names = "train_data.csv", "id2name.txt"
     for name, row, says in (
-        ("an item outside the catalogue", b'"[1, 2, 99, 9, 9, 9]",3,3', "outside 0..8"),
-        ("a target outside the catalogue", b'"[1, 2, 3, 9, 9, 9]",3,9', "outside 0..8"),
-        ("a negative id", b'"[1, -2, 3, 9, 9, 9]",3,4', "outside 0..8"),
-        ("an item after the padding", b'"[1, 9, 3, 9, 9, 9]",3,4', "follows the padding"),
-        ("another width", b'"[1, 2]",2,4', "entries as in the first row"),
-        ("an empty list", b'"[]",0,4', "not a list of integers"),
+        ("an item outside the catalogue", b'"[1, 2, 99, 9, 9, 9]",3,3', "row 2: an item id is outside 0..8"),
+        ("a target outside the catalogue", b'"[1, 2, 3, 9, 9, 9]",3,9', "row 2: an item id is outside 0..8"),
+        ("a negative id", b'"[1, -2, 3, 9, 9, 9]",3,4', "row 2: an item id is outside 0..8"),
+        ("an item after the padding", b'"[1, 9, 3, 9, 9, 9]",3,4', "row 2: an item follows the padding"),
+        ("another width", b'"[1, 2]",2,4', "row 2: seq has not 6 entries as in the first row"),
+        ("an empty list", b'"[]",0,4', "row 2: seq is not a list of integers"),
+        ("code for a list", b'"[__import__(1)]",2,3', "row 2: seq is not a list of integers"),
+        ("a word as target", b'"[1, 2, 3, 9, 9, 9]",3,x', "line 3: next is 'x'"),
         ("the target as newest item", b'"[1, 2, 3, 9, 9, 9]",3,3', "target as the newest history item"),
     ):
         yield _case(name, "ilora", {log: line(3, row)}, says)

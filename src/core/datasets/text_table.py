@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -101,7 +102,7 @@ def _rows(data: pa.Buffer, sep: str, quoted: bool, strict: bool = False) -> Iter
     """Every row with the line it starts on (from 1)."""
     csv.field_size_limit(2**31 - 1)
     text = io.TextIOWrapper(pa.BufferReader(data), "utf-8-sig", errors="replace", newline="")
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader, line = csv.reader(text, delimiter=sep, quoting=quoting, strict=strict), 1
     try:
         for row in reader:
