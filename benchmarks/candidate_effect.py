@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.comparison_level import paired_difference
 from src.core.candidates import CandidateSet, load_candidates
 from src.core.data_utils import InteractionData, load_dataset
 from src.core.logging import get_logger, setup_logging
 from src.core.seed import numpy_stream
-from src.core.statistics import paired_difference
 from src.exp.settings import Settings
 from src.teacher.config import IloraConfig
 from src.teacher.ilora_teacher import IloraTeacher

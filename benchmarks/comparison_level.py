@@ -14,10 +14,26 @@ import sys
 
 import numpy as np
 
-from src.core.statistics import Resampled, resample_users
+from src.core.statistics import Difference, Resampled, resample_users
 
 WAYS = ("users", "crossed", "users_and_seeds")
 CASES = ((0.0, 0.0), (0.0, 1.0), (0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (2.0, 0.0), (2.0, 1.0), (8.0, 0.0))
+
+
+def paired_difference(
+    a: np.ndarray, b: np.ndarray, users: np.ndarray, rng: np.random.Generator, draws: int = 5000
+) -> Difference:
+    """`Resampled.difference` of b - a.
+
+    Args:
+        a, b: [n] per-sample metrics of a model on the same samples, or [m, n] of its m runs.
+        users: [n] the user of every sample.
+    """
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"lengths differ: {a.shape[1]}, {b.shape[1]}")
+    found = resample_users(np.concatenate([a, b]), users, rng, draws)
+    return found.difference(range(len(a)), range(len(a), len(a) + len(b)))
 
 
 def null_rate(

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.comparison_level import paired_difference
 from src.core.data_utils import load_dataset
 from src.core.metrics import per_sample
-from src.core.statistics import paired_difference
 from src.distill.data_bridge import principal
 from src.distill.ranking_gate import SLICES, popularity_slice
 from src.distill.trainer_distill import train_distilled

@@ -101,22 +101,6 @@ def resample_users(values: np.ndarray, users: np.ndarray, rng: np.random.Generat
     return Resampled(totals[:-1] / totals[-1], drawn[:, :-1] / drawn[:, -1:], n_users)
 
 
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, users: np.ndarray, rng: np.random.Generator, draws: int = 5000
-) -> Difference:
-    """`Resampled.difference` of b - a.
-
-    Args:
-        a, b: [n] per-sample metrics of a model on the same samples, or [m, n] of its m runs.
-        users: [n] the user of every sample.
-    """
-    a, b = np.atleast_2d(a), np.atleast_2d(b)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"lengths differ: {a.shape[1]}, {b.shape[1]}")
-    found = resample_users(np.concatenate([a, b]), users, rng, draws)
-    return found.difference(range(len(a)), range(len(a), len(a) + len(b)))
-
-
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjusted p-values (Scand. J. Statist. 6, 1979), in the order given."""
     p = np.asarray(p_values, dtype=float)

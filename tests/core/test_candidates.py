@@ -18,9 +18,8 @@ from src.core.candidates import (
     load_candidates,
     normal_title,
 )
-from src.core.config import build_or_raise
 from src.core.data_utils import InteractionData
-from src.core.errors import ConfigError, UserError
+from src.core.errors import UserError
 from src.core.paths import candidates_dir
 
 CONFIG = CandidateConfig(count=12, draws=3, samples=40, seed=0)
@@ -87,15 +86,6 @@ def test_a_catalogue_too_small_or_a_changed_file_is_refused(candidates, demo_dat
     with pytest.raises(UserError, match="does not have the hash of its manifest"):
         load_candidates(CONFIG, demo_data)
     assert load_candidates(None, demo_data) is None
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("count", 1), ("draws", 0), ("samples", 0), ("seed", -1), ("count", "20")]
-)
-def test_settings_out_of_range(key, value):
-    values = {"count": 20, "draws": 5, "samples": None, "seed": 0, key: value}
-    with pytest.raises(ConfigError, match=f"eval.candidates.{key}: found"):
-        build_or_raise(CandidateConfig, values, "eval.candidates")
 
 
 def small() -> CandidateSet:

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.core.config import build_or_raise
-from src.core.errors import ConfigError, UserError
+from src.core.errors import UserError
 from src.core.metrics import (
     MISSED,
-    EvalConfig,
     per_sample,
     ranking_metrics,
     ranks_in_lists,
@@ -107,13 +105,3 @@ def test_metrics_grow_with_k_and_stay_in_order(ranks):
         values = [metrics[f"{name}@{k}"] for k in ks]
         assert values == sorted(values)
     assert all(0 <= metrics[f"NDCG@{k}"] <= metrics[f"HitRatio@{k}"] <= 1 for k in ks)
-
-
-def test_eval_settings():
-    config = build_or_raise(EvalConfig, EVAL, "eval")
-    assert config.ks == (1, 5, 10)
-    for bad in ("NDCG@20", "MRR@10", "NDCG", "NDCG@x", "@10"):
-        with pytest.raises(ConfigError, match="select_metric"):
-            build_or_raise(EvalConfig, {**EVAL, "select_metric": bad}, "eval")
-    with pytest.raises(ConfigError, match="eval.ks: found 0, expected >= 1"):
-        build_or_raise(EvalConfig, {**EVAL, "ks": [0, 10]}, "eval")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.comparison_level import null_rate
-from src.core.statistics import Difference, holm, paired_difference, resample_users
+from benchmarks.comparison_level import null_rate, paired_difference
+from src.core.statistics import Difference, holm, resample_users
 
 
 def _simulated_means(diff: np.ndarray, users: np.ndarray, draws: int) -> np.ndarray:

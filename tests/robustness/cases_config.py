@@ -81,13 +81,18 @@ VALUES: tuple[tuple[str, Any, str], ...] = (
     ("eval.ks", [], "eval: select_metric"),
     ("eval.ks", [0, 10], "eval.ks: found 0, expected >= 1"),
     ("eval.ks", ["10"], "eval.ks: found '10', expected int"),
-    ("eval.select_metric", "NDCG@7", "select_metric: found 'NDCG@7'"),
+    *(
+        ("eval.select_metric", name, f"select_metric: found '{name}'")
+        for name in ("NDCG@7", "MRR@10", "NDCG", "NDCG@x", "@10")
+    ),
     ("eval.select_metric", "NDCG@010", "select_metric: found 'NDCG@010'"),
     ("eval.select_metric", "NDCG@²", "select_metric: found 'NDCG@²'"),
     ("eval.batch_size", 0, "eval.batch_size: found 0, expected >= 1"),
     ("eval.candidates", 20, "eval.candidates: found 20, expected a group of settings"),
     ("eval.candidates.count", 1, "eval.candidates.count: found 1, expected >= 2"),
     ("eval.candidates.draws", 0, "eval.candidates.draws: found 0, expected >= 1"),
+    ("eval.candidates.count", "20", "eval.candidates.count: found '20', expected int"),
+    ("eval.candidates.seed", -1, "eval.candidates.seed: found -1, expected >= 0"),
     ("eval.candidates.samples", 0, "eval.candidates.samples: found 0, expected >= 1"),
     ("compare.draws", 10, "compare.draws: found 10, expected >= 100"),
     ("compare.metrics", ["NDCG@7"], "compare.metrics: found NDCG@7, expected one of"),
@@ -112,6 +117,7 @@ VALUES: tuple[tuple[str, Any, str], ...] = (
     ("teacher.llm.revision", "main", "llm.revision: found 'main' with kind=tiny, expected null"),
     ("teacher.llm.tiny.heads", 3, "expected heads of equal, even width"),
     ("teacher.llm.tiny", None, "llm.tiny: found null with kind=tiny"),
+    ("teacher.prompt.title_tokens", 0, "teacher.prompt.title_tokens: found 0"),
     ("teacher.prompt.candidates", 1, "prompt.candidates: found 1, expected 0 or at least 2"),
     ("teacher.prompt.train", [], "prompt.train: found no wording"),
     ("teacher.prompt.item", "{title}", "prompt.item"),
@@ -127,9 +133,25 @@ VALUES: tuple[tuple[str, Any, str], ...] = (
 
 
 _LOCAL = ("teacher/llm=local", "teacher.llm.path=/models/x")
+_GGUF = ("teacher/llm=gguf", "teacher.llm.path=/m.gguf")
 # overrides, what the line says: a key that nothing reads with the choices made, or that cannot be read at all
 COMMANDS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("teacher.llm.path=/models/x",), "llm.path: found '/models/x' with kind=tiny, expected null"),
+    (
+        ("teacher.llm.path=/models/x",),
+        "llm.path: found '/models/x' with kind=tiny, expected null (teacher/llm=local",
+    ),
+    (
+        ("teacher.llm.trust_remote_code=true",),
+        "llm.trust_remote_code: found True with kind=tiny, expected false",
+    ),
+    (("teacher.llm.merge_adapter=true",), "llm.merge_adapter: found True with kind=tiny, expected false"),
+    (("teacher.llm.quantization=4bit",), "llm.quantization: found '4bit' with kind=tiny, expected none"),
+    (
+        ("teacher/llm=hub", "teacher.llm.path=a/b", "teacher.llm.merge_adapter=true"),
+        "merge_adapter: found True with kind=hub",
+    ),
+    ((*_GGUF, "teacher.llm.quantization=4bit"), "found '4bit' with kind=gguf"),
+    ((*_GGUF, "teacher.llm.path=null"), "llm.path: found null, expected a file"),
     ((*_LOCAL, "teacher.llm.revision=main"), "llm.revision: found 'main' with kind=local, expected null"),
     ((*_LOCAL, "teacher.llm.tiny.layers=3"), "teacher.llm.tiny.layers: not read with the choices made"),
     (

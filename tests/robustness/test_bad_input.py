@@ -15,12 +15,12 @@ from tests.robustness.cases import Box, Case
 from tests.robustness.cases_artifacts import artifact_cases
 from tests.robustness.cases_config import config_cases
 from tests.robustness.cases_csv import csv_cases
-from tests.robustness.cases_llm import llm_cases, llm_setting_cases
+from tests.robustness.cases_llm import llm_cases
 from tests.robustness.cases_raw import raw_cases
 from tests.robustness.conftest import Artifacts
 from tests.robustness.raw_files import SOURCES, write
 
-CASES = [*raw_cases(), *csv_cases(), *config_cases(), *artifact_cases(), *llm_cases(), *llm_setting_cases()]
+CASES = [*raw_cases(), *csv_cases(), *config_cases(), *artifact_cases(), *llm_cases()]
 
 
 @pytest.mark.parametrize("reader", SOURCES)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.core.artifacts import is_complete, load_manifest, lock, sha256_file
+from src.core.artifacts import is_complete, load_manifest, sha256_file
 from src.core.data_utils import load_dataset
 from src.core.errors import UserError
 from src.core.paths import ROOT, processed_dir
@@ -284,25 +284,6 @@ def test_two_processes_prepare_one_dataset(tmp_path: Path, artifacts: Artifacts)
     folder = tmp_path / "processed" / artifacts.data.name / artifacts.data.fingerprint
     assert hashes(folder) == hashes(artifacts.dataset)
     assert not [p for p in folder.parent.iterdir() if ".tmp" in p.name]
-
-
-def test_two_writers_of_one_store(tmp_path: Path, artifacts: Artifacts) -> None:
-    """Both take the lock as `run_teacher` does; the second finds the store and writes nothing."""
-    folder, made = tmp_path / "store", []
-
-    def work() -> None:
-        with lock(folder):
-            if not is_complete(folder):
-                make_store(folder, artifacts.data)
-                made.append(1)
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(timeout=60)
-    assert len(made) == 1
-    assert hashes(folder) == hashes(artifacts.store)
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path, artifacts: Artifacts, monkeypatch) -> None:

@@ -32,15 +32,17 @@ class FileHashes:
 
     def sha256(self, paths: Iterable[Path]) -> list[str]:
         """The hash of every file; computed where the file is new or has changed."""
-        entries = {}
+        out, fresh = [], {}
         for path in paths:
+            stamp = _stamp(path)
             known = self._known.get(str(path.absolute()))
-            unchanged = isinstance(known, list) and known[:-1] == _stamp(path) and isinstance(known[-1], str)
-            entries[path] = known if unchanged else [*_stamp(path), sha256_file(path)]
-        self._save(
-            {p: entry for p, entry in entries.items() if entry is not self._known.get(str(p.absolute()))}
-        )
-        return [entry[-1] for entry in entries.values()]
+            if isinstance(known, list) and known[:-1] == stamp and isinstance(known[-1], str):
+                out.append(known[-1])
+            else:
+                out.append(sha256_file(path))
+                fresh[path] = [*stamp, out[-1]]
+        self._save(fresh)
+        return out
 
     def unchanged(self, paths: Iterable[Path]) -> bool:
         """Whether every file is as it was when `remember` was told."""

@@ -12,8 +12,8 @@ several tags at once: `dataset.repeats=first` keeps one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,87 +40,145 @@ def clean_title(title: str) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """Two files of fixed form; columns: `user`, `item`, and where it has them `rating`, `time`, `title`."""
+    """A log and its items.
+
+    Attributes:
+        log, items: file names; of the user's own files also folders and patterns.
+        columns: of the log, by their names in the file; user and item come first.
+        roles: what the columns are, in the same order.
+        item_columns: id and title.
+        log_form, items_form: how the files are written.
+        clean: makes a title of what the file has.
+        unit: of times that are numbers; None: told by their size.
+    """
 
     log: str
     items: str
     columns: Mapping[str, type]
+    roles: Sequence[str]
+    item_columns: Mapping[str, type]
     log_form: Form
     items_form: Form
-    names: Mapping[str, str] = field(default_factory=dict)  # column -> its name in the files
     clean: Callable[[str], str] = str
     unit: str | None = None
 
 
-_RATINGS: dict[str, type] = {"user": int, "item": int, "rating": float, "time": int}
-_ML = {"user": "userId", "item": "movieId", "time": "timestamp"}
+_ROLES = ("user", "item", "rating", "timestamp")
+_RATINGS: dict[str, type] = {"userId": int, "movieId": int, "rating": float, "timestamp": int}
+_ITEMS: dict[str, type] = {"movieId": int, "title": str}
 
 
-def _movielens(log: str, items: str, sep: str, items_form: Form, header: bool = False) -> _Source:
-    return _Source(log, items, _RATINGS, Form(sep, header), items_form, _ML, clean_title)
+def _movielens(
+    log: str, items: str, log_form: Form, items_form: Form, clean: Callable[[str], str] = clean_title
+) -> _Source:
+    return _Source(log, items, _RATINGS, _ROLES, _ITEMS, log_form, items_form, clean)
 
 
-_DAT = ("ratings.dat", "movies.dat", "::")
-_CSV = _movielens("ratings.csv", "movies.csv", ",", Form(",", header=True, quoted=True), header=True)
+_DAT = ("ratings.dat", "movies.dat", Form("::"))
+_CSV = _movielens("ratings.csv", "movies.csv", Form(header=True), Form(header=True, quoted=True))
 _SOURCES = {
-    "movielens_100k": _movielens("u.data", "u.item", "\t", Form("|", encoding="latin-1", width=24)),
+    "movielens_100k": _movielens("u.data", "u.item", Form("\t"), Form("|", encoding="latin-1", width=24)),
     "movielens_1m": _movielens(*_DAT, Form("::", encoding="latin-1", width=3)),
     "movielens_10m": _movielens(*_DAT, Form("::", width=3)),
     "movielens_20m": _CSV,
     "movielens_32m": _CSV,
-    "movietweetings": _Source(*_DAT[:2], _RATINGS, Form("::"), Form("::", width=3)),
+    "movietweetings": _movielens(*_DAT, Form("::", width=3), clean=str),
     "lastfm_hetrec": _Source(
         "user_taggedartists-timestamps.dat",
         "artists.dat",
-        {"user": int, "item": int, "tag": int, "time": int},
+        {"userID": int, "artistID": int, "tagID": int, "timestamp": int},
+        ("user", "item", "tag", "timestamp"),
+        {"id": int, "name": str},
         Form("\t", header=True),
         Form("\t", header=True),
-        {"user": "userID", "item": "artistID", "tag": "tagID", "time": "timestamp"},
         unit="ms",
     ),
 }
 
 
-def files(raw_dir: Path, config: DatasetConfig) -> list[Path]:
-    if config.csv is not None:
-        return [
-            p for pattern in (config.csv.interactions, config.csv.items) for p in _parts(raw_dir, pattern)
-        ]
-    source = _SOURCES[config.reader]
-    return require_files(raw_dir, [source.log, source.items])
+def _own(csv: CsvConfig) -> _Source:
+    """The user's own files as their settings describe them."""
+    kinds = {"user": Id, "item": Id, "timestamp": Time, "rating": float}
+    names = {role: name for role in kinds if (name := getattr(csv, role)) is not None}
 
+    def form(names: Mapping[str, str]) -> Form:
+        keys = {name: f"dataset.csv.{role}" for role, name in names.items()}
+        if "timestamp" in names:
+            keys[names["timestamp"]] += " (null: no times, the file's order counts)"
+        keys |= {key: f"dataset.csv.{key}" for key in ("separator", "quoting", "encoding")}
+        return Form(csv.sep, quoted=csv.quoting, encoding=csv.codec, keys=keys)
 
-def read(raw_dir: Path, config: DatasetConfig) -> RawLog:
-    if config.csv is not None:
-        return _read_own(raw_dir, config.csv)
-    source = _SOURCES[config.reader]
-    path, items_path = files(raw_dir, config)
-    wanted = {source.names.get(name, name): kind for name, kind in source.columns.items()}
-    table = read_table(path, wanted, source.log_form).rename_columns(list(source.columns))
-    if config.reader == "lastfm_hetrec":  # pictures are missing in some rows, with or without their tab
-        rows = read_lines(items_path, "\t", least=2, header=True)
-        ids, titles = [row[0] for row in rows], [row[1] for row in rows]
-    else:
-        item = source.names.get("item", "item")
-        items = read_table(items_path, {item: int, "title": str}, source.items_form)
-        ids, titles = items.column(item).to_pylist(), [
-            source.clean(t) for t in items.column("title").to_pylist()
-        ]
-    parts = ((path, table.num_rows),)
-    times, resolution = ticks(table["time"].to_numpy(), lambda row: place(parts, row), source.unit, str(path))
-    rating = table["rating"].to_numpy().astype(np.float32) if "rating" in source.columns else None
-    return RawLog(
-        users=encode(table["user"].to_numpy()),
-        items=encode(table["item"].to_numpy()),
-        timestamps=times,
-        ratings=rating,
-        titles=title_series(ids, titles, items_path),
-        path=path,
-        resolution=resolution,
+    return _Source(
+        csv.interactions,
+        csv.items,
+        {name: kinds[role] for role, name in names.items()},
+        tuple(names),
+        {csv.item_id: Id, csv.title: str},
+        form(names),
+        form({"item_id": csv.item_id, "title": csv.title}),
+        lambda title: "" if title in NO_TEXT else title,
+        csv.time_unit,
     )
 
 
-# -- the user's own files --------------------------------------------------------------------------------
+def files(raw_dir: Path, config: DatasetConfig) -> list[Path]:
+    log, items = _paths(raw_dir, config)
+    return [*log, *items]
+
+
+def read(raw_dir: Path, config: DatasetConfig) -> RawLog:
+    source = _SOURCES[config.reader] if config.csv is None else _own(config.csv)
+    read_one = read_table if config.csv is None else read_any
+    paths, items_paths = _paths(raw_dir, config)
+    table, parts = _join(paths, [read_one(path, source.columns, source.log_form) for path in paths])
+    columns = dict(zip(source.roles, table.columns, strict=True))
+
+    def at(row: int) -> str:
+        return place(parts, row)
+
+    times, resolution = np.zeros(table.num_rows, np.int64), 1
+    if "timestamp" in columns:
+        key = str(paths[0]) if config.csv is None else "dataset.csv.timestamp"
+        times, resolution = ticks(columns["timestamp"], at, source.unit, key)
+    users, items = (
+        encode(tidy_ids(columns[role], at, f"the {role} id", f"dataset.csv.{role}"))
+        for role in ("user", "item")
+    )
+    if config.reader == "lastfm_hetrec":  # pictures are missing in some rows, with or without their tab
+        rows = read_lines(items_paths[0], "\t", least=2, header=True)
+        ids, titles = [row[0] for row in rows], [row[1] for row in rows]
+    else:
+        tables = [read_one(path, source.item_columns, source.items_form) for path in items_paths]
+        ids, titles = (column.to_pylist() for column in _join(items_paths, tables)[0].columns)
+    return RawLog(
+        users=users,
+        items=items,
+        timestamps=times,
+        ratings=columns["rating"].to_numpy().astype(np.float32) if "rating" in columns else None,
+        titles=title_series(ids, [source.clean(title) for title in titles], items_paths[0]),
+        path=paths[0],
+        resolution=resolution,
+        parts=parts,
+    )
+
+
+def _join(paths: list[Path], tables: list[pa.Table]) -> tuple[pa.Table, tuple[tuple[Path, int], ...]]:
+    """The rows of all parts, one after the other, and how many each has."""
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowException as e:
+        found = f"{paths[0].parent}: parts differ: {e}"
+        raise UserError(found, "columns of the same types", "dataset.csv") from None
+    return table, tuple((path, t.num_rows) for path, t in zip(paths, tables, strict=True))
+
+
+def _paths(raw_dir: Path, config: DatasetConfig) -> tuple[list[Path], list[Path]]:
+    """Files of the log and of the items."""
+    if config.csv is not None:
+        return _parts(raw_dir, config.csv.interactions), _parts(raw_dir, config.csv.items)
+    source = _SOURCES[config.reader]
+    log, items = require_files(raw_dir, [source.log, source.items])
+    return [log], [items]
 
 
 def _parts(folder: Path, pattern: str) -> list[Path]:
@@ -141,57 +199,3 @@ def _parts(folder: Path, pattern: str) -> list[Path]:
         raise UserError(f"{path} names no file", f"tables ({ENDINGS})", "dataset.csv or dataset.raw_dir")
     names = [str(p.relative_to(folder)) for p in found]
     return require_files(folder, sorted(names, key=lambda n: [(len(d), d) for d in re.split(r"(\d+)", n)]))
-
-
-def _read_own(raw_dir: Path, form: CsvConfig) -> RawLog:
-    columns: dict[str, type] = {form.user: Id, form.item: Id}
-    keys = {form.user: "dataset.csv.user", form.item: "dataset.csv.item"}
-    if form.timestamp is not None:
-        columns[form.timestamp] = Time
-        keys[form.timestamp] = "dataset.csv.timestamp (null: no times, the file's order counts)"
-    if form.rating is not None:
-        columns[form.rating] = float
-        keys[form.rating] = "dataset.csv.rating"
-    paths = _parts(raw_dir, form.interactions)
-    table, parts = _table(paths, columns, form, keys)
-
-    def at(row: int) -> str:
-        return place(parts, row)
-
-    times, resolution = np.zeros(table.num_rows, np.int64), 1
-    if form.timestamp is not None:
-        times, resolution = ticks(table[form.timestamp], at, form.time_unit, "dataset.csv.timestamp")
-    users, items = (
-        encode(tidy_ids(table[name], at, f"the {what} id", keys[name]))
-        for name, what in ((form.user, "user"), (form.item, "item"))
-    )
-    item_keys = {form.item_id: "dataset.csv.item_id", form.title: "dataset.csv.title"}
-    items_paths = _parts(raw_dir, form.items)
-    names, _ = _table(items_paths, {form.item_id: Id, form.title: str}, form, item_keys)
-    titles = [None if t in NO_TEXT else t for t in names[form.title].to_pylist()]
-    return RawLog(
-        users=users,
-        items=items,
-        timestamps=times,
-        ratings=None if form.rating is None else table[form.rating].to_numpy().astype(np.float32),
-        titles=title_series(names[form.item_id].to_pylist(), titles, items_paths[0]),
-        path=paths[0],
-        resolution=resolution,
-        parts=parts,
-    )
-
-
-def _table(
-    paths: list[Path], columns: Mapping[str, type], form: CsvConfig, keys: Mapping[str, str]
-) -> tuple[pa.Table, tuple[tuple[Path, int], ...]]:
-    """The rows of all parts, one after the other, and how many each has."""
-    keys = {**keys, **{key: f"dataset.csv.{key}" for key in ("separator", "quoting", "encoding")}}
-    text = Form(form.sep, quoted=form.quoting, encoding=form.codec, keys=keys)
-    tables = [read_any(path, columns, text) for path in paths]
-    try:
-        table = pa.concat_tables(tables)
-    except pa.ArrowException as e:
-        raise UserError(
-            f"{paths[0].parent}: parts differ: {e}", "columns of the same types", "dataset.csv"
-        ) from None
-    return table, tuple((path, t.num_rows) for path, t in zip(paths, tables, strict=True))
