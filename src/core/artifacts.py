@@ -185,9 +185,11 @@ def load_manifest(folder: Path, expect: Mapping[str, Any], fix: str, hashed: boo
             raise UserError(
                 f"{file} does not have the hash of its manifest", digest, f"delete {folder}, or {fix}"
             )
-    own = manifest.pop(_OWN_HASH, None)
-    if own is not None and own != _hash_of(manifest):
-        raise UserError(f"{folder / MANIFEST} was changed", f"the hash {own}", f"delete {folder}, or {fix}")
+    own_hash = manifest.pop(_OWN_HASH, None)
+    if own_hash is not None and own_hash != _hash_of(manifest):
+        raise UserError(
+            f"{folder / MANIFEST} was changed", f"the hash {own_hash}", f"delete {folder}, or {fix}"
+        )
     return manifest
 
 
@@ -204,8 +206,8 @@ def number_in(fields: Mapping[str, Any], key: str, where: Path, fix: str) -> flo
 
 
 @contextmanager
-def lock(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Hold an exclusive lock for the artifact at `path`; a second process waits (and says so).
+def lock(path: Path, notify: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Hold an exclusive lock for the artifact at `path`; a second process waits and reports it through `notify`.
 
     Temporary files that a killed writer left beside `path` are removed. On a disk that takes no writes there is
     nothing to guard: the block runs without a lock, and fails where it writes.
@@ -215,14 +217,14 @@ def lock(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[No
         path.parent.mkdir(parents=True, exist_ok=True)
         held.acquire(blocking=False)
     except Timeout:
-        say(f"another process is writing {path}: waiting for it")
+        notify(f"another process is writing {path}: waiting for it")
         started = time.monotonic()
-        while True:  # a signal is heard between two tries
+        while True:  # signals are checked between two tries
             check_stop()
             with suppress(Timeout):
                 held.acquire(timeout=0.5, poll_interval=0.1)
                 break
-        say(f"waited {time.monotonic() - started:.0f} s")
+        notify(f"waited {time.monotonic() - started:.0f} s")
     except OSError as e:
         if e.errno not in _TAKES_NO_WRITES:
             raise

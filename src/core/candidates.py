@@ -121,8 +121,8 @@ class CandidateSet:
         Raises:
             UserError: a candidate's score is not finite.
         """
-        shown = self.items[:, rows]
-        return self.best(scores[np.arange(len(rows))[None, :, None], shown - 1], rows)
+        columns = self.items[:, rows] - 1
+        return self.best(scores[np.arange(len(rows))[None, :, None], columns], rows)
 
     def best(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """[D, b] bool as `hits`, from the candidates' own scores [D, b, C]."""
@@ -133,8 +133,8 @@ class CandidateSet:
                 "the model's lr or precision",
             )
         truth = (self.items[:, rows] == self.targets[rows][None, :, None]).argmax(axis=2)
-        own = np.take_along_axis(values, truth[..., None], axis=2)
-        return (values >= own).sum(axis=2) == 1
+        target_score = np.take_along_axis(values, truth[..., None], axis=2)
+        return (values >= target_score).sum(axis=2) == 1
 
 
 @dataclass(frozen=True)

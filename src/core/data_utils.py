@@ -22,8 +22,7 @@ from src.core.config import determining
 from src.core.datasets.config import FORMAT_VERSION, DatasetConfig
 from src.core.datasets.download import fetch_missing
 from src.core.datasets.hashes import FileHashes
-from src.core.datasets.prepare import prepare
-from src.core.datasets.readers import reader
+from src.core.datasets.prepare import prepare, reader
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
 from src.core.logging import get_logger
@@ -106,8 +105,8 @@ class InteractionData:
     def _before(self, sample_ids: np.ndarray, length: int) -> np.ndarray:
         back = np.arange(length, 0, -1)
         rows = self.rows(sample_ids)[:, None] - back[None, :]
-        own = rows >= self.offsets[self.users_of(sample_ids)][:, None]
-        return np.where(own, self.items[np.maximum(rows, 0)], 0).astype(np.int32)
+        same_user = rows >= self.offsets[self.users_of(sample_ids)][:, None]
+        return np.where(same_user, self.items[np.maximum(rows, 0)], 0).astype(np.int32)
 
     def train_counts(self) -> np.ndarray:
         """[N+1] int64, how often each item is a training target (entry 0 is 0)."""

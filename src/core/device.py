@@ -1,4 +1,4 @@
-"""The device that a stage uses, in words; a GPU that is there and cannot be used is a warning."""
+"""Description of the device that a stage uses, and a warning for a GPU that PyTorch cannot use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many directions a table of vectors really has."""
+"""Effective rank and principal directions of a table of vectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Geometry:
-    """Of a table's centred rows.
+    """Spread of a table's centred rows.
 
     Attributes:
         largest: share of the variance in the direction that has most of it.

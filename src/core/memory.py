@@ -1,4 +1,4 @@
-"""What the C library does with memory that a training step has freed."""
+"""Memory: how glibc reuses freed blocks, and what a process has used."""
 
 from __future__ import annotations
 

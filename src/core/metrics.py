@@ -137,8 +137,8 @@ def ranks_in_lists(
     """
     targets = np.asarray(targets)[:, None]
     hit = np.asarray(rankings) == targets
-    own = np.take_along_axis(np.asarray(scores), hit.argmax(axis=1)[:, None], axis=1)
-    at = hit.shape[1] - 1 - (np.asarray(scores) == own)[:, ::-1].argmax(axis=1)
+    target_score = np.take_along_axis(np.asarray(scores), hit.argmax(axis=1)[:, None], axis=1)
+    at = hit.shape[1] - 1 - (np.asarray(scores) == target_score)[:, ::-1].argmax(axis=1)
     ranks = np.where(hit.any(axis=1), at + 1, MISSED)
     if excluded is None:
         return ranks.astype(np.int32)

@@ -32,14 +32,14 @@ def rank() -> int:
     """This process's number within the launch (`accelerate launch` sets RANK and WORLD_SIZE).
 
     Raises:
-        UserError: the variables contradict each other: a process that takes itself for a second one writes nothing.
+        UserError: the variables contradict each other: a process that wrongly believes it is not the first would write nothing.
     """
     found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
     number, size = found["RANK"] or "0", found["WORLD_SIZE"] or "1"
     if not (number.isdecimal() and size.isdecimal() and int(number) < int(size)):
-        shown = " and ".join(f"{name}={value}" for name, value in found.items() if value is not None)
+        variables = " and ".join(f"{name}={value}" for name, value in found.items() if value is not None)
         raise UserError(
-            f"the environment has {shown}",
+            f"the environment has {variables}",
             "RANK below WORLD_SIZE, as a launcher sets them",
             "unset both, or start with accelerate launch",
         )
@@ -162,7 +162,7 @@ class Run:
             self._writer = None
 
     def discard(self) -> None:
-        """Remove what this run has made, of a run that had nothing to do."""
+        """Remove the files of a run that had nothing to do; other files in its folder stay."""
         self.close()
         if not self.main:
             return
@@ -172,7 +172,7 @@ class Run:
         if self._made and not any(self.dir.iterdir()):
             self.dir.rmdir()
         earlier = sorted(p.parent for p in self.dir.parent.glob("result_*/status.json"))
-        _point_latest_at(earlier[-1] if earlier else None, of=self.dir)
+        _point_latest_at(earlier[-1] if earlier else None, instead_of=self.dir)
 
 
 def _new_folder() -> Path:
@@ -189,14 +189,14 @@ def _new_folder() -> Path:
     raise RuntimeError(f"{root}: 1000 runs in one second")
 
 
-def _point_latest_at(folder: Path | None, of: Path | None = None) -> None:
+def _point_latest_at(folder: Path | None, instead_of: Path | None = None) -> None:
     """Make `result/latest` a link to the newest run.
 
     Args:
-        of: only where the link points there (a run that is discarded).
+        instead_of: a discarded run; the link is moved only if it points there.
     """
     link = result_root() / "latest"
-    if of is not None and not (link.is_symlink() and os.readlink(link) == of.name):
+    if instead_of is not None and not (link.is_symlink() and os.readlink(link) == instead_of.name):
         return
     if folder is None:
         link.unlink()

@@ -51,7 +51,7 @@ def seed_everything(seed: int, *names: str | int) -> None:
 
 
 def _ask_for_deterministic_kernels() -> None:
-    """Of the GPU. A kernel that has no deterministic form still runs, with a warning that names it."""
+    """Turn on deterministic GPU kernels; one that has no deterministic form still runs, with a warning."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used

@@ -32,7 +32,7 @@ def end_quietly_on_signals() -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Within the block a signal only leaves a mark, which loops look at between steps."""
+    """Within the block a signal only sets a mark; loops check it between steps."""
     _seen.clear()
 
     def mark(signum: int, _frame: Any) -> None:

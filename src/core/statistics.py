@@ -1,4 +1,4 @@
-"""Paired differences of two models, with intervals that hold both kinds of chance: users and seeds."""
+"""Paired differences between two models, with intervals that cover the variance of users and of seeds."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Resampled:
         for runs in (a, b):
             if (m := len(runs)) > 1:
                 of_seeds = self.means[runs].var(ddof=1) / m
-                own = self.draws[:, runs] - self.draws[:, runs].mean(axis=1, keepdims=True)
-                by_users = self._variance(own).sum() / (m - 1) / m
+                deviations = self.draws[:, runs] - self.draws[:, runs].mean(axis=1, keepdims=True)
+                by_users = self._variance(deviations).sum() / (m - 1) / m
                 variance += max(of_seeds - by_users, 0.0)
                 whole, spread = whole + of_seeds, spread + of_seeds**2 / (m - 1)
         if variance < _ROUNDING**2:
@@ -69,7 +69,7 @@ class Resampled:
         return Difference(mean, mean - half, mean + half, float(2.0 * student_t.sf(abs(mean) / error, df)))
 
     def _variance(self, draws: np.ndarray) -> np.ndarray:
-        """Of the mean over users; drawing n of n users gives (n - 1) / n of it."""
+        """Variance of the mean over users; drawing n of n users gives (n - 1) / n of it."""
         return draws.var(axis=0, ddof=1) * self.n_users / (self.n_users - 1)
 
 

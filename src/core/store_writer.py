@@ -91,12 +91,12 @@ class StoreWriter:
         Raises:
             UserError: shards are there that other weights ranked.
         """
-        own = self.shards(sample_ids)[part[0] :: part[1]]
-        for shard in (s for ids in own if is_complete(s := self._shard(piece, ids))):
+        shards = self.shards(sample_ids)[part[0] :: part[1]]
+        for shard in (s for ids in shards if is_complete(s := self._shard(piece, ids))):
             self._check_weights(read_object(shard / MANIFEST), shard, weights)
-        missing = [ids for ids in own if not is_complete(self._shard(piece, ids))]
-        if len(missing) < len(own):
-            log.info("%s: %d of %d shards are there already", piece, len(own) - len(missing), len(own))
+        missing = [ids for ids in shards if not is_complete(self._shard(piece, ids))]
+        if len(missing) < len(shards):
+            log.info("%s: %d of %d shards are there already", piece, len(shards) - len(missing), len(shards))
         for ids in progress(missing, f"export {piece}", unit="sample", size=len):
             watch = Stopwatch()
             self._write_shard(piece, rank(ids), ids, watch, weights)

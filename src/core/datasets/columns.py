@@ -60,9 +60,9 @@ def match_names(
         same = [f for f in found if f == name]
         same = same or [f for f in found if f.strip().casefold() == name.strip().casefold()]
         if len(same) != 1:
-            shown = ", ".join(found)
-            shown = shown if len(shown) <= 200 else shown[:200] + " ..."
-            what = f"has the column {name} {len(same)} times" if same else f"has the columns {shown}"
+            columns = ", ".join(found)
+            columns = columns if len(columns) <= 200 else columns[:200] + " ..."
+            what = f"has the column {name} {len(same)} times" if same else f"has the columns {columns}"
             fix = keys.get(name, str(path))
             if len(found) == 1 and "separator" in keys and (other := [c for c in ";,\t|" if c in found[0]]):
                 fix = f"{keys['separator']} ({other[0]!r} stands in the header), or {fix}"

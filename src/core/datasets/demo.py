@@ -98,8 +98,8 @@ def _walks(
     size = -(-demo.items // demo.groups)
     members = np.full((demo.groups, size), -1)
     for g in range(demo.groups):
-        own = rng.permutation(np.flatnonzero(group == g))
-        members[g, : len(own)] = own
+        items = rng.permutation(np.flatnonzero(group == g))
+        members[g, : len(items)] = items
     log_weight = np.broadcast_to(-demo.zipf * np.log(np.arange(1, size + 1)), members.shape)
     late = rng.random(demo.items) < demo.late_share
     released = np.where(late, rng.uniform(0.6, 0.95, demo.items) * 365 * _DAY, 0.0)

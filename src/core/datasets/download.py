@@ -17,8 +17,8 @@ from urllib.parse import urljoin, urlsplit
 
 from src.core.artifacts import lock, read_json, sha256_file, write_json, writing
 from src.core.datasets.config import DatasetConfig
-from src.core.datasets.jsonl import existing
 from src.core.datasets.sources import Download, Source, source
+from src.core.datasets.tables import existing
 from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.signals import check_stop
@@ -118,7 +118,7 @@ def fetch(download: Download, folder: Path) -> None:
 
 
 class _Capped:
-    """pooch's downloader with a bound on the bytes, TLS on every hop, and an ear for signals."""
+    """pooch's downloader with a size limit, TLS on every hop, and a stop on signals."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
@@ -146,7 +146,7 @@ class _Capped:
 
 
 class _Bounded:
-    """A file that takes no more than so many bytes, whatever was announced."""
+    """A file that accepts at most `max_bytes`, whatever size was announced."""
 
     def __init__(self, file: IO[bytes], url: str, max_bytes: int):
         self._file, self._url, self._max = file, url, max_bytes

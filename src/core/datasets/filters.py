@@ -45,7 +45,7 @@ class Log:
 
 
 class Filters:
-    """Applies the filters of `config` and remembers what each removed (`report`)."""
+    """Applies the filters of `config` and records what each removed (`report`)."""
 
     def __init__(self, config: DatasetConfig):
         self.config = config
@@ -151,16 +151,16 @@ class Filters:
         )
 
     def _repeats(self, table: Log, n_items: int) -> Log:
-        how = self.config.repeats
-        if how == "keep":
+        rule = self.config.repeats
+        if rule == "keep":
             return table
-        if how == "consecutive":
+        if rule == "consecutive":
             same = (np.diff(table.users) == 0) & (np.diff(table.items) == 0)
             keep = np.concatenate([[True], ~same])
         else:
             pairs = pd.Series(table.users.astype(np.int64) * n_items + table.items)
-            keep = ~pairs.duplicated(keep=how).to_numpy()
-        return self._keep(table, keep, f"repeats ({how})")
+            keep = ~pairs.duplicated(keep=rule).to_numpy()
+        return self._keep(table, keep, f"repeats ({rule})")
 
     def _k_core(self, table: Log) -> Log:
         """Drop users and items with too few interactions until none is left over."""
@@ -187,7 +187,7 @@ def plain_title(title: str) -> str:
 
 
 def _compare_ids(missing: list[str], used: set[str], raw: RawLog) -> None:
-    """Refuse ids of the log and of the items that are meant to be equal and are written in different ways."""
+    """Raise UserError where log and items file write the same ids in different ways (7 and 007)."""
     known = set(raw.titles.index)
     if not known:
         return
@@ -204,7 +204,7 @@ def _compare_ids(missing: list[str], used: set[str], raw: RawLog) -> None:
 
 
 def _loose(raw_id: str) -> str:
-    """An id without leading zeros, decimals, case and forms of letters."""
+    """An id with leading zeros, decimals, case and Unicode forms normalised away."""
     plain = unicodedata.normalize("NFKC", raw_id).casefold()
     whole, dot, zeros = plain.partition(".")
     plain = whole if dot and whole.isdecimal() and not zeros.strip("0") else plain
@@ -212,7 +212,7 @@ def _loose(raw_id: str) -> str:
 
 
 def _count_duplicates(table: Log, n_items: int) -> None:
-    """Say how many rows repeat user, item and time; `table` is in canonical order."""
+    """Log how many rows repeat user, item and time; `table` is in canonical order."""
     if not table.times.any():  # no times: a repeat is an interaction of its own
         return
     moment = np.concatenate([[0], np.cumsum((np.diff(table.users) != 0) | (np.diff(table.times) != 0))])

@@ -21,10 +21,9 @@ import pyarrow as pa
 
 from src.core.datasets.columns import Id, require_files
 from src.core.datasets.config import DatasetConfig
-from src.core.datasets.jsonl import existing, records
 from src.core.datasets.raw_log import RawLog, encode, place, title_series
 from src.core.datasets.sources import amazon_files
-from src.core.datasets.tables import read_json
+from src.core.datasets.tables import existing, read_json, records
 from src.core.datasets.times import ticks
 from src.core.errors import UserError
 from src.core.logging import progress
