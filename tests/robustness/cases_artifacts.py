@@ -184,21 +184,9 @@ def _stores() -> Iterator[Case]:
     def sealed(name: str, damage: Damage, *says: str) -> Case:
         return _store(f"{name}, sealed", _sealed(damage), *says)
 
-    ids, ranks = "train/sample_ids.npy", "train/rankings.npy"
-    yield sealed("an item beyond the catalogue", _array(ranks, _at((0, 0), 10_000)), "10000", "1..29")
-    yield sealed("an item twice", _array(ranks, lambda a: np.repeat(a[:, :1], 10, 1)), "ranks an item twice")
-    yield sealed(
-        "a score that is none",
-        _array("test/scores.npy", _at((0, 0), np.nan)),
-        "scores of sample",
-        "not finite",
-    )
-    yield sealed("worst first", _array("train/scores.npy", lambda a: a[:, ::-1].copy()), "not best first")
-    yield sealed(
-        "scores in double", _array("train/scores.npy", lambda a: a.astype(float)), "scores is float64"
-    )
+    # What a row must keep: tests/core/test_teacher_store.py, TestContract.
+    ids = "train/sample_ids.npy"
     yield sealed("a row less", _array(ids, lambda a: a[:-1]), "train: ")
-    yield sealed("a sample twice", _array(ids, _at(1, 0)), "train")
     yield sealed("foreign samples", _array(ids, lambda a: a + 10**6), "has no row for sample")
     yield sealed(
         "rows out of order", _array("valid/sample_ids.npy", lambda a: a[::-1].copy()), "not ascending"
