@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import in_turns, ratio
 from src.core.logging import get_logger, setup_logging
-from src.teacher.diagnostics import peak_memory
+from src.core.memory import peak_memory
 from src.teacher.gating import GateControl, ResNet1d
 from src.teacher.ilora_model import ItemProjector
 

@@ -39,6 +39,7 @@ def setting(
     lt: float | None = None,
     choices: tuple | None = None,
     file_name: bool = False,
+    auto: bool = False,
     in_fingerprint: bool = True,
     when: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -48,6 +49,7 @@ def setting(
         meaning: one line that a reader of the YAML file would want.
         ge, gt, le, lt: bounds on the value, or on every element of a list.
         choices: the allowed values.
+        auto: `auto` is allowed, and becomes None.
         file_name: the text becomes the name of a folder, and must not lead elsewhere.
         in_fingerprint: False for settings that change where or how fast, never what is computed.
         when: {field of the same group: its values with which this one is read, or True for any but 0 and null};
@@ -56,10 +58,11 @@ def setting(
     bounds = {name: b for name, b in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if b is not None}
     allowed = [f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items()]
     allowed += [" | ".join(map(str, choices))] if choices else []
+    allowed += ["auto"] if auto else []
     extra: Any = {"in_fingerprint": in_fingerprint, "when": dict(when or {}), "allowed": ", ".join(allowed)}
     field: Any = Field(description=meaning, json_schema_extra=extra)
     field.metadata.append(
-        WrapValidator(partial(_checked, bounds=bounds, choices=choices, file_name=file_name))
+        WrapValidator(partial(_checked, bounds=bounds, choices=choices, file_name=file_name, auto=auto))
     )
     return field
 
@@ -112,9 +115,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _checked(
-    value: Any, handler: Callable, *, bounds: dict[str, float], choices: tuple | None, file_name: bool
+    value: Any,
+    handler: Callable,
+    *,
+    bounds: dict[str, float],
+    choices: tuple | None,
+    file_name: bool,
+    auto: bool,
 ) -> Any:
     """The value as pydantic makes it, refused where that took a conversion or where it is out of bounds."""
+    if auto and value == "auto":
+        return None
     made = handler(value)
     pairs = zip(value, made, strict=True) if isinstance(made, tuple) else [(value, made)]
     for found, v in pairs:

@@ -12,13 +12,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from src.core.errors import printable
+from src.core.errors import UserError, printable
 
 T = TypeVar("T")
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")
 _LIBRARIES = {"py", "transformers", "peft", "accelerate", "huggingface_hub", "torch"}
-_LINE_EVERY_S = 15.0
+_DETAILS = (
+    *("src.core.datasets", "src.core.candidates", "src.core.leaks", "src.core.splits", "src.core.seed"),
+    *(
+        "src.teacher.quality",
+        "src.teacher.title_states",
+        "src.teacher.kept_states",
+        "src.teacher.prompt_tokens",
+    ),
+    *("src.distill.data_bridge", "src.core.store_writer"),
+)
+_LINE_EVERY_S = 60.0
 
 
 def redact(text: str) -> str:
@@ -42,6 +52,13 @@ class _NotForTheTerminal(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.name.split(".")[0] not in _LIBRARIES
+
+
+class _Brief(logging.Filter):
+    """Details of the data and the teacher's parts are for `run.log`, unless they warn."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or not record.name.startswith(_DETAILS)
 
 
 class _Redacted(logging.Formatter):
@@ -74,12 +91,13 @@ class _RunLog(logging.FileHandler):
             raise error
 
 
-def setup_logging(log_file: Path | None = None, quiet: bool = False) -> None:
+def setup_logging(log_file: Path | None = None, quiet: bool = False, brief: bool = False) -> None:
     """Send INFO and above to the terminal (without tracebacks) and everything to `log_file`.
 
     Args:
         log_file: the run's `run.log`; None writes no file.
         quiet: only warnings on the terminal (processes other than rank 0).
+        brief: no details on the terminal.
     """
     close_logging()
     logging.getLogger().setLevel(logging.INFO)
@@ -87,6 +105,8 @@ def setup_logging(log_file: Path | None = None, quiet: bool = False) -> None:
     console.setLevel(logging.WARNING if quiet else logging.INFO)
     console.setFormatter(_OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
     console.addFilter(_NotForTheTerminal())
+    if brief:
+        console.addFilter(_Brief())
     logging.captureWarnings(True)
     _add(console)
     if log_file is not None:
@@ -116,6 +136,17 @@ def close_logging() -> None:
                 handler.close()
 
 
+def command(act: Callable[[], object]) -> int:
+    """Run a small command line; its exit code: 2 with one line on stderr for input that cannot be used."""
+    setup_logging()
+    try:
+        act()
+    except UserError as e:
+        sys.stderr.write(f"error: {redact(str(e))}\n")
+        return 2
+    return 0
+
+
 def progress(
     items: Iterable[T],
     description: str,
@@ -123,7 +154,7 @@ def progress(
     unit: str = "batch",
     size: Callable[[T], int] = lambda _: 1,
 ) -> Iterator[T]:
-    """Iterate with a bar on a terminal; elsewhere a line at most every 15 s, with rate and time left.
+    """Iterate with a bar on a terminal; elsewhere a line at most every minute, with rate and time left.
 
     Args:
         total: number of items; None: their length, where they have one.

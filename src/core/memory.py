@@ -24,6 +24,16 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**28)
 
 
+def peak_memory(device: Any) -> int:
+    """Most bytes so far: of tensors on the GPU, or of the whole process (resident) on the CPU."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def usage() -> dict[str, Any]:
     """What this process has used so far: peak memory of process and GPU in MiB, and the GPU's name."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

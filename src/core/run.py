@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import os
 import shutil
 import tempfile
@@ -23,7 +24,8 @@ from src.core.git_info import git_info
 from src.core.memory import usage
 from src.core.metrics import CONVENTIONS, Ranks
 from src.core.paths import result_root
-from src.core.runs import TIMES, this_process
+from src.core.runs import TIMES, find_runs, this_process
+from src.core.tracking import Trackers, card, copy_curves
 
 _PARTS = (".hydra", "models", "metrics", "tensorboard", "plots", "run.log", "status.json", "git_info.json")
 
@@ -56,19 +58,31 @@ class Run:
         seed: of the model that is trained.
     """
 
-    def __init__(self, folder: Path, stage: str, fingerprint: str, seed: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        fingerprint: str,
+        seed: int | None = None,
+        loggers: tuple[str, ...] = ("tensorboard",),
+        name: str = "",
+    ):
         self.dir, self.stage, self.fingerprint, self.seed = folder, stage, fingerprint, seed
         self.main = rank() == 0
         self.started_at = now()
-        self._writer: Any = None
+        self._trackers = Trackers(folder, loggers, name)
+        self._prefix = ""
         self._made = False
 
     @classmethod
-    def start(cls, folder: Path | None, stage: str, fingerprint: str, seed: int | None = None) -> Run:
+    def start(
+        cls, folder: Path | None, stage: str, fingerprint: str, seed: int | None = None, **tracked: Any
+    ) -> Run:
         """Begin a run in a folder that is new or empty.
 
         Args:
             folder: None: `result/result_<timestamp>`; in processes other than rank 0 a temporary folder.
+            tracked: `loggers` (of `core.tracking`) and the run's `name` there.
 
         Raises:
             UserError: the folder holds something, or is a file.
@@ -82,7 +96,7 @@ class Run:
                 f"{folder} is not empty", "a new or empty folder for the results of a run", "hydra.run.dir"
             )
         made = folder is None or not folder.exists()
-        run = cls(folder or _new_folder(), stage, fingerprint, seed)
+        run = cls(folder or _new_folder(), stage, fingerprint, seed, **tracked)
         run._made = made
         for name in ("models", "metrics", "tensorboard", "plots"):
             (run.dir / name).mkdir(parents=True)
@@ -111,25 +125,45 @@ class Run:
         fields |= {"seed": self.seed, "started_at": self.started_at, "updated_at": now(), "usage": usage()}
         write_json(self.dir / "status.json", {**fields, **this_process()})
 
+    def within(self, part: str) -> Run:
+        """This run, whose curves are named `part/…`."""
+        inner = copy.copy(self)
+        inner._prefix = f"{part}/"
+        return inner
+
     def scalar(self, tag: str, value: float, step: int) -> None:
         if self.main:
-            self._tensorboard().add_scalar(tag, value, step)
+            self._trackers.scalar(self._prefix + tag, value, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        if self.main:
-            self._tensorboard().add_text(tag, text, step)
+        if self.main and (board := self._trackers.board()) is not None:
+            board.add_text(tag, text, step)
+
+    def spread(self, tag: str, values: np.ndarray, step: int) -> None:
+        """The mean of `values` [n], and (TensorBoard) their histogram."""
+        self.scalar(tag, float(values.mean()), step)
+        if self.main and (board := self._trackers.board()) is not None:
+            board.add_histogram(card(self._prefix + tag), values, step)
+
+    def gates(self, tag: str, gates: np.ndarray, step: int) -> None:
+        """Of expert weights [B, K]: a histogram per expert, and (TensorBoard) users x experts as an image."""
+        for k, weights in enumerate(gates.T):
+            self.spread(f"{tag}/gate/expert_{k}", weights, step)
+        if self.main and (board := self._trackers.board()) is not None:
+            pixels = np.kron(gates, np.ones((8, 24))) / max(float(gates.max()), 1e-9)
+            board.add_image(f"2_gate/{tag}/users_x_experts", pixels, step, dataformats="HW")
 
     def hparams(self, settings: dict[str, Any], finals: dict[str, float]) -> None:
-        """A line of TensorBoard's table of runs: settings (plain values) and final figures."""
+        """What runs are sorted by: settings (plain values) and final figures."""
         if self.main:
-            self._tensorboard().add_hparams(settings, finals, run_name=".")
+            self._trackers.settings(settings, finals)
 
-    def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.dir / "tensorboard"))
-        return self._writer
+    def continue_curves(self, prefix: str, step: int) -> None:
+        """Repeat the curves of the stopped run whose checkpoint this one goes on from: those named `prefix…` up to
+        `step`, the others whole."""
+        earlier = [r for r in find_runs(self.stage, self.fingerprint) if r.folder != self.dir]
+        if self.main and earlier and earlier[-1].state != "completed":
+            copy_curves(earlier[-1].folder / "tensorboard", self._trackers, prefix, step)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         if self.main:
@@ -157,9 +191,7 @@ class Run:
                 save_npy(self.dir / "metrics" / file, ranks.of(convention))
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._trackers.close()
 
     def discard(self) -> None:
         """Remove the files of a run that had nothing to do; other files in its folder stay."""

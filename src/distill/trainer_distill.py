@@ -20,6 +20,7 @@ from src.core.selection import Selection
 from src.core.teacher_store import TeacherRows, TeacherStore, locate
 from src.distill.config import ActiveConfig, DistillConfig
 from src.distill.data_bridge import join_rows, ranking_signals, teacher_item_vectors
+from src.distill.kd_losses import weight_entropy
 from src.distill.meta_weights import LearnedWeights
 from src.distill.objective import DistillObjective
 from src.distill.ranking_gate import ranking_gate, why_unused
@@ -132,7 +133,8 @@ def train_distilled(
     if not config.gate_rankings:
         report = {"used": True, "note": "rankings followed for every sample (distill.gate_rankings=false)"}
         return *trial(rows, selection=selection, held_out=held_out, folder=folder), report
-    student, alone = trial(folder=folder / "without_rankings")
+    inner = None if run is None else run.within("without_rankings")
+    student, alone = trial(folder=folder / "without_rankings", run=inner)
     device = next(student.parameters()).device
     ranks = rank_samples(student, data, data.splits["valid"], eval_config.batch_size, device)
     shuffled = config.control in ("shuffle_rankings", "both")
@@ -172,6 +174,8 @@ def _train_once(
     student_config, config, active, data, store, eval_config = settings
     device, train = device_of(student_config.device), np.asarray(data.splits["train"])
     signals = ranking_signals(rows, train, store.score_kind, config, seed, device, gate) if rows else None
+    if signals is not None and (run := keys.get("run")) is not None and signals.confidence.shape[1] > 1:
+        run.spread("confidence/entropy", weight_entropy(signals.confidence).cpu().numpy(), 0)
     vectors = teacher_item_vectors(store, data, config, seed) if config.embedding != "none" else None
     seed_everything(seed, "student")
     student = build_student(student_config, data.n_items, data.max_history)

@@ -120,7 +120,7 @@ def _guarded(stage: str, cfg: DictConfig, again: str) -> tuple[int, float | None
     setup_logging()
     run, code, reason, metric, here = None, 0, None, None, os.getcwd()
     try:
-        setup_logging(quiet=rank() != 0)
+        setup_logging(quiet=rank() != 0, brief=True)
         with stop_on_signals():
             from src.exp.identity import identity_of
             from src.exp.settings import Settings
@@ -133,7 +133,8 @@ def _guarded(stage: str, cfg: DictConfig, again: str) -> tuple[int, float | None
             fingerprint, seed = identity_of(stage, settings, config)
             if settings.root.skip_if_done and (earlier := find_runs(stage, fingerprint, "completed")):
                 raise DoneAlready(earlier[0].folder)
-            run = Run.start(_asked_folder(), stage, fingerprint, seed)
+            tracked = {"loggers": settings.root.logger, "name": settings.run_name(stage)}
+            run = Run.start(_asked_folder(), stage, fingerprint, seed, **tracked)
             _open_logs(run, cfg, config)
             from src.exp.stages import WORK
 

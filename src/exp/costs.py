@@ -168,10 +168,10 @@ def memory(config: IloraConfig, size: LLMSize, max_history: int) -> dict[str, fl
     """
     width = _BYTES[config.llm.dtype]
     weights = size.parameters * (_BYTES_4BIT if config.llm.quantization == "4bit" else width)
-    tokens = config.train.micro_batch_size * prompt_tokens(size, max_history)
+    tokens = config.train.largest_pass * prompt_tokens(size, max_history)
     unit = tokens * size.width * width / 2
     kept = 2.0 * size.blocks + 34.0 if config.llm.gradient_checkpointing else 34.0 * size.blocks
-    answers = config.train.micro_batch_size * 16 * size.vocabulary * 8.0 if config.objective.lm > 0 else 0.0
+    answers = config.train.largest_pass * 16 * size.vocabulary * 8.0 if config.objective.lm > 0 else 0.0
     # Trained: weight, gradient and two moments in float32
     return {"weights": weights, "trained": size.lora * 16.0, "activations": unit * kept + answers}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,17 +117,47 @@ def examples(
     ]
 
 
+def store_of(row: Row, data: InteractionData) -> TeacherStore | None:
+    """The outputs of a teacher's row; None where they are not there any more."""
+    fields = row.metrics[0]
+    folder = teacher_output_dir(data.name, fields["teacher"], fields["teacher_fingerprint"])
+    return TeacherStore(folder, data.fingerprint) if is_complete(folder) else None
+
+
+def costs(rows: Sequence[Row], data: InteractionData) -> pd.DataFrame:
+    """A line per model: `ms per user` (a student: median of 20 calls for one user on this CPU; a teacher: its export's
+    time per sample) and `MiB` of a student's weights; NaN where it is not known."""
+    users = [h[h > 0] for h in data.histories(data.splits["test"][:20])]
+    lines = []
+    for row in rows:
+        ms = size = np.nan
+        folder = row.runs[0].folder / "models" / "student"
+        if row.kind == "teacher":
+            if (store := store_of(row, data)) is not None and (
+                n := sum(store.manifest["n_samples"].values())
+            ):
+                ms = 1000 * store.seconds("export_seconds") / n
+        elif folder.is_dir():
+            from src.student.serving import load_student
+
+            student, seconds = load_student(folder), []
+            for history in users:
+                started = time.perf_counter()
+                student.recommend([data.raw_items[i] for i in history], min(10, data.n_items))
+                seconds.append(time.perf_counter() - started)
+            ms, size = 1000 * float(np.median(seconds)), (folder / "model.safetensors").stat().st_size / 2**20
+        lines.append((row.name, row.kind, ms, size))
+    return pd.DataFrame(lines, columns=["model", "kind", "ms per user", "MiB"])
+
+
 def _lists(row: Row, data: InteractionData, sample_ids: np.ndarray) -> list[list[tuple[int, float]]]:
     """The best items and scores of the row's first run; empty where its store or student is not there any more."""
     run = row.runs[0]
     if row.kind == "teacher":
-        folder = teacher_output_dir(
-            data.name, row.metrics[0]["teacher"], row.metrics[0]["teacher_fingerprint"]
-        )
-        if not is_complete(folder):
+        if (store := store_of(row, data)) is None:
             return []
         order = np.argsort(sample_ids)
-        stored = TeacherStore(folder, data.fingerprint).rows_of("test", sample_ids[order])
+        stored = store.rows_of("test", sample_ids[order])
         back = np.argsort(order)
         items, scores = stored.rankings[back, :_LISTED], stored.scores[back, :_LISTED]
     else:

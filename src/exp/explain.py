@@ -12,6 +12,7 @@ from typing import Any
 
 from src.core.config import did_you_mean, fields_of, group_of, rules_of
 from src.core.errors import UserError
+from src.core.logging import command
 from src.exp.settings import GROUPS, Settings
 
 
@@ -77,12 +78,8 @@ def main() -> int:
         sys.stdout.write(str(__doc__))
         return 0
     overrides = [a for a in given if "=" in a or a.startswith("~")]
-    try:
-        sys.stdout.write(explain([a for a in given if a not in overrides], overrides) + "\n")
-    except UserError as e:
-        sys.stderr.write(f"error: {e}\n")
-        return 2
-    return 0
+    keys = [a for a in given if a not in overrides]
+    return command(lambda: print(explain(keys, overrides)))
 
 
 if __name__ == "__main__":

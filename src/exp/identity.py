@@ -10,7 +10,7 @@ from src.core.runs import find_runs
 from src.exp.settings import Settings
 from src.teacher.config import wants_overfit
 
-_NO_RESULT = ("skip_if_done", "dry_run", "plan")
+_NO_RESULT = ("skip_if_done", "dry_run", "plan", "logger")
 
 
 def identity_of(stage: str, settings: Settings, config: Mapping[str, Any]) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from src.core.artifacts import is_complete, load_npy, lock
 from src.core.data_utils import load_dataset
 from src.core.errors import UserError
-from src.core.logging import get_logger, setup_logging
+from src.core.logging import command, get_logger
 from src.core.teacher_store import TeacherStore
 from src.distill.official_files import files_fingerprint, import_official, training_order, write_official
 from src.exp.settings import Settings
@@ -24,8 +24,8 @@ from src.exp.settings import Settings
 log = get_logger(__name__)
 
 
-def run(action: str, folder: Path, order: Path | None, overrides: list[str]) -> Path:
-    """Import or export; returns what was written."""
+def run(action: str, folder: Path, order: Path | None, overrides: list[str]) -> None:
+    """Import or export; the log says what was written."""
     settings = Settings.compose(overrides)
     store = settings.teacher_dir
     if action == "import" and settings.teacher.kind != "official_files":
@@ -38,7 +38,7 @@ def run(action: str, folder: Path, order: Path | None, overrides: list[str]) -> 
         ids = data.splits["train"] if order is None else load_npy(order)
         write_official(folder, TeacherStore(store, data.fingerprint), ids)
         log.info("%d rows of %s: %s", len(ids), store, folder)
-        return folder
+        return
     with lock(store, log.info):
         if is_complete(store):
             imported = TeacherStore(store, data.fingerprint).manifest.get("weights", {}).get("train")
@@ -47,13 +47,12 @@ def run(action: str, folder: Path, order: Path | None, overrides: list[str]) -> 
                     f"{store} holds other files", "a name of its own for each teacher", "teacher.name"
                 )
             log.info("imported before: %s", store)
-            return store
+            return
         ids = training_order(folder, data) if order is None else load_npy(order)
         made = import_official(folder, ids, data, store, settings.teacher.name)
         log.info(
             "%d training rows of %d items each: %s", made.manifest["n_samples"]["train"], made.top_k, store
         )
-    return store
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,13 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--order", type=Path, help=".npy with the sample id of every row")
     parser.add_argument("overrides", nargs="*", help="as of the stages: dataset=..., teacher=...")
     options = parser.parse_intermixed_args(arguments)
-    setup_logging(None)
-    try:
-        run(options.action, options.folder, options.order, options.overrides)
-    except UserError as e:
-        log.error("error: %s", e)
-        return 2
-    return 0
+    return command(lambda: run(options.action, options.folder, options.order, options.overrides))
 
 
 if __name__ == "__main__":

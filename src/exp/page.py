@@ -26,6 +26,7 @@ _PLOTS = {
     "differences": "Students against their teachers and against each other, 95 % interval over users and seeds",
     "by_k": "Metrics by list length",
     "slices": "By popularity of the true item and length of the history",
+    "cost": "Against the time for one user on this machine's CPU (a teacher: of its export) and the size of the weights",
 }
 
 

@@ -1,68 +1,26 @@
-"""The pictures of a run: its learning curves, its gates, and what a comparison found."""
+"""The pictures of a comparison."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from src.core.plotting import COLUMN, KIND_COLOURS, PAGE, mark, picture
-
-Series = dict[str, tuple[np.ndarray, np.ndarray]]  # by tag: steps and values
-_SHOWN = 6  # series in one panel; more cannot be told apart
-
-
-def logged(folder: Path) -> Series:
-    """What a run wrote to TensorBoard, by tag."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of every file that it comes to
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    return {
-        tag: (np.array([p.step for p in points]), np.array([p.value for p in points]))
-        for tag, points in found.items()
-    }
-
-
-def plot_training(folder: Path, series: Series) -> None:
-    """`learning_curves` (losses and validation) and, where experts were mixed, `gates`; nothing without curves."""
-    curves = {tag: s for tag, s in series.items() if len(s[0]) > 1}
-    parts = {tag: tag.split("/") for tag in curves}
-    losses = [t for t, p in parts.items() if "loss" in p]
-    valid = [t for t, p in parts.items() if "valid" in p]
-    valid = [t for t in valid if "@" not in t or t.startswith("valid/NDCG")] or valid
-    panels = [(name, tags) for name, tags in (("loss", losses), ("validation", valid)) if tags]
-    if panels:
-        size = (PAGE * len(panels) / 2, 2.4)
-        with picture(folder / "learning_curves", *size, columns=len(panels)) as (_, axes):
-            for axis, (name, tags) in zip(axes[0], panels, strict=True):
-                for number, tag in enumerate(tags[:_SHOWN]):
-                    style = {
-                        **mark(number),
-                        "marker": mark(number)["marker"] if len(curves[tag][0]) < 40 else "",
-                    }
-                    axis.plot(*curves[tag], label=tag, **style)
-                axis.set(title=name, xlabel="epoch or step")
-                axis.legend()
-    loads = sorted((t for t in curves if "gate/load_" in t), key=lambda t: int(t.rpartition("_")[2]))
-    if len(loads) > 1:
-        shares, steps = np.stack([curves[t][1] for t in loads]), curves[loads[0]][0]
-        with picture(folder / "gates", COLUMN, 0.8 + 0.25 * len(loads)) as (figure, axes):
-            axis, extent = axes[0, 0], (steps[0], steps[-1], len(loads) - 0.5, -0.5)
-            image = axis.imshow(shares, aspect="auto", cmap="cividis", extent=extent, interpolation="nearest")
-            axis.set(xlabel="step", ylabel="expert", yticks=range(len(loads)), title="mean gate weight")
-            axis.grid(False)
-            figure.colorbar(image)
+from src.core.plotting import KIND_COLOURS, PAGE, mark, picture
+from src.exp.model_plots import plot_slices
 
 
 def plot_comparison(
-    folder: Path, long: pd.DataFrame, pairs: pd.DataFrame, metrics: Sequence[str], convention: str
+    folder: Path,
+    long: pd.DataFrame,
+    pairs: pd.DataFrame,
+    costs: pd.DataFrame,
+    metrics: Sequence[str],
+    convention: str,
 ) -> None:
-    """`comparison`, `differences`, `by_k` and `slices` of the reported convention."""
+    """`comparison`, `differences`, `by_k`, `slices` and `cost` of the reported convention."""
     test = long[(long.split == "test") & (long.history == convention)]
     pairs = pairs[pairs.history == convention]
     whole = test[test.slice == "all"]
@@ -71,7 +29,8 @@ def plot_comparison(
     base = whole[whole.kind == "baseline"].model.head(1)
     if len(others := pairs[~pairs.a.isin(base)]):  # differences to the baseline are in `comparison`
         _plot_differences(folder / "differences", others, metrics)
-    _plot_slices(folder / "slices", test, metrics[0])
+    plot_slices(folder / "slices", test, metrics[0])
+    _plot_costs(folder / "cost", whole[whole.metric == metrics[0]], costs, metrics[0])
 
 
 def _plot_models(path: Path, whole: pd.DataFrame, pairs: pd.DataFrame, metrics: Sequence[str]) -> None:
@@ -165,25 +124,20 @@ def _plot_differences(path: Path, pairs: pd.DataFrame, metrics: Sequence[str]) -
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _plot_slices(path: Path, test: pd.DataFrame, metric: str) -> None:
-    """The metric by popularity of the target and by length of the history, a line per model."""
-    part = test[(test.metric == metric) & (test.slice != "all")]
-    groups = [
-        g
-        for g in part.group.unique()
-        if part[part.group == g].slice.nunique() > 1 and g not in ("items", "users")
-    ]
-    if not groups:
+def _plot_costs(path: Path, whole: pd.DataFrame, costs: pd.DataFrame, metric: str) -> None:
+    """The metric against the time for one user, and against the size of the weights, where they are known."""
+    table = costs.assign(value=costs.model.map(whole.groupby("model").value.mean()))
+    panels = [(c, table.dropna(subset=[c, "value"])) for c in ("ms per user", "MiB")]
+    panels = [(column, part) for column, part in panels if len(part)]
+    if not panels:
         return
-    with picture(path, PAGE, 2.8, columns=len(groups)) as (figure, axes):
-        for axis, group in zip(axes[0], groups, strict=True):
-            own = part[part.group == group]
-            values = own.pivot_table(index="slice", columns="model", values="value", sort=False)
-            sizes = own.drop_duplicates("slice").set_index("slice").samples
-            for number, model in enumerate(test.model.unique()):
-                if model in values:
-                    axis.plot(range(len(values)), values[model], label=model, **mark(number))
-            ticks = [f"{name}\n{sizes[name]:,}" for name in values.index]
-            axis.set_xticks(range(len(values)), labels=ticks)
-            axis.set(xlabel=f"{group} (below: samples)", ylabel=metric, ylim=(0, None))
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    numbers = {model: number for number, model in enumerate(whole.model.unique())}
+    with picture(path, PAGE, 2.8, columns=len(panels)) as (figure, axes):
+        for axis, (column, part) in zip(axes[0], panels, strict=True):
+            for model, x, y in zip(part.model, part[column], part.value, strict=True):
+                axis.plot(x, y, label=model, **{**mark(numbers[model]), "linestyle": ""})
+            axis.set(xscale="log", xlabel=column, ylabel=metric)
+        handles, labels = max(
+            (a.get_legend_handles_labels() for a in axes[0]), key=lambda found: len(found[1])
+        )
+        figure.legend(handles, labels, loc="outside right upper")

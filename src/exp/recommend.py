@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from src.core import logging
 from src.core.data_utils import InteractionData, open_dataset
 from src.core.errors import UserError
 from src.core.paths import processed_dir
@@ -36,12 +37,7 @@ def command(usage: str | None, act: Callable[[list[str]], str], arguments: list[
     if not arguments or {"-h", "--help"} & set(arguments):
         sys.stdout.write(str(usage))
         return 0
-    try:
-        sys.stdout.write(act(arguments))
-    except UserError as e:
-        sys.stderr.write(f"error: {e}\n")
-        return 2
-    return 0
+    return logging.command(lambda: print(act(arguments), end=""))
 
 
 def key_values(arguments: list[str], keys: Sequence[str]) -> dict[str, Any]:

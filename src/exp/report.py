@@ -16,6 +16,7 @@ from src.core.metrics import CONVENTIONS
 from src.core.runs import TIMES
 from src.exp.candidate_table import CandidateReport, candidate_report
 from src.exp.compare import Row
+from src.exp.examples import costs
 from src.exp.settings import Settings
 from src.exp.tables import differences, long_table, metric_table, slice_table
 from src.exp.verdict import verdicts
@@ -30,6 +31,7 @@ class Comparison:
         metrics: compared pairwise.
         long, pairs: of `exp.tables`.
         candidates: where models were asked about candidates.
+        costs: of `exp.examples`, time and size.
         verdict: of `exp.verdict`.
     """
 
@@ -39,6 +41,7 @@ class Comparison:
     long: pd.DataFrame
     pairs: pd.DataFrame
     candidates: CandidateReport | None
+    costs: pd.DataFrame
     verdict: Sequence[str]
 
     @property
@@ -60,7 +63,7 @@ def compare_rows(rows: Sequence[Row], data: InteractionData, settings: Settings)
     candidates = load_candidates(settings.eval.candidates, data)
     among = candidate_report(rows, data, candidates, settings.seed, asked.draws)
     verdict = verdicts(rows, pairs, asked.metrics, convention)
-    return Comparison(rows, convention, asked.metrics, long, pairs, among, verdict)
+    return Comparison(rows, convention, asked.metrics, long, pairs, among, costs(rows, data), verdict)
 
 
 def markdown(table: pd.DataFrame, digits: int = 4) -> str:
@@ -121,8 +124,10 @@ def write_report(folder: Path, found: Comparison, data: InteractionData) -> None
         table = slice_table(found.long, metric, found.convention)
         text += [f"\n## Slices, {metric}\n", markdown(table)]
         tables[f"slices_{metric.replace('@', '_at_')}"] = table
+    text += ["\n## Time for one user and size\n", markdown(found.costs, 2)]
+    tables["cost"] = found.costs
     for name, table in tables.items():
         with writing(folder / "metrics" / f"{name}.csv") as tmp:
             table.to_csv(tmp, index=False)
     write_text(folder / "metrics" / "comparison.md", "\n".join(text))
-    plot_comparison(folder / "plots", found.long, found.pairs, found.metrics, found.convention)
+    plot_comparison(folder / "plots", found.long, found.pairs, found.costs, found.metrics, found.convention)

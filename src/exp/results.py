@@ -6,21 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from src.core.artifacts import read_object, save_npy, write_json, write_text
 from src.core.candidates import CandidateSet, Choices, Written
 from src.core.data_utils import InteractionData
 from src.core.logging import get_logger
-from src.core.metrics import CONVENTIONS, EvalConfig, Ranks, ranks_in_lists, shortest_list
+from src.core.metrics import CONVENTIONS, EvalConfig, Ranks, per_sample, ranks_in_lists, shortest_list
 from src.core.run import Run
 from src.core.runs import read_run
 from src.core.teacher_store import TeacherStore
+from src.core.tracking import logged
 from src.exp.compare import stored_ranks
-from src.exp.plots import logged, plot_training
+from src.exp.model_plots import plot_gates, plot_slices, plot_training
 from src.exp.settings import Settings
+from src.exp.tables import slices
 from src.student.architectures import Student
 from src.student.checkpoint import save_student
 from src.student.evaluator import choose, rank_samples
 from src.student.trainer_baseline import FitResult
+from src.teacher.ilora_teacher import IloraTeacher
 
 log = get_logger(__name__)
 
@@ -56,10 +61,33 @@ def record(
     run.write_metrics(fields)
     value = fields.get("valid", {}).get(eval_config.select_metric)
     if run.main:
+        run.hparams(_hparams(run, fields), _finals(fields, eval_config.select_metric, run))
         run.close()  # the curves are read from what was logged
         plot_training(run.dir / "plots", logged(run.dir / "tensorboard"))
-        run.hparams(_hparams(run, fields), _finals(fields, eval_config.select_metric, run))
+        if test is not None and eval_config.select_metric in fields["test"]:
+            _plot_quality(run.dir / "plots", test, data, eval_config)
     return value
+
+
+def _plot_quality(folder: Path, test: Ranks, data: InteractionData, eval_config: EvalConfig) -> None:
+    """`slices`: the selecting metric by popularity of the target and by length of the history."""
+    metric = eval_config.select_metric
+    values = per_sample(test.of(eval_config.convention), metric)
+    lines = [
+        ("this model", metric, group, name, int(mask.sum()), values[mask].mean())
+        for (group, name), mask in slices(data).items()
+    ]
+    columns = ["model", "metric", "group", "slice", "samples", "value"]
+    plot_slices(folder / "slices", pd.DataFrame(lines, columns=columns), metric)
+
+
+def record_gates(run: Run, data: InteractionData, teacher: IloraTeacher) -> None:
+    """`metrics/gate_weights.npy` [n_test, K] in the order of the test split, and `plots/gate_users`."""
+    if (found := teacher.gates(data.splits["test"])) is not None:
+        gates, vectors = found
+        save_npy(run.dir / "metrics" / "gate_weights.npy", gates)
+        lengths = {name: mask for (group, name), mask in slices(data).items() if group == "history length"}
+        plot_gates(run.dir / "plots" / "gate_users", gates, vectors, lengths)
 
 
 def _shown(test: Mapping[str, float]) -> str:
@@ -83,16 +111,12 @@ def _hparams(run: Run, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finals(fields: Mapping[str, Any], selects: str, run: Run) -> dict[str, float]:
     """Final figures: validation that selects, test, and the choices among candidates."""
-    out = {
-        f"final/test {name}": value
-        for name, value in fields.get("test", {}).items()
-        if name.startswith("NDCG")
-    }
+    out = {f"test {name}": value for name, value in fields.get("test", {}).items() if name.startswith("NDCG")}
     if selects in fields.get("valid", {}):
-        out[f"final/valid {selects}"] = fields["valid"][selects]
+        out[f"valid {selects}"] = fields["valid"][selects]
     file = run.dir / "metrics" / "candidates.json"
     for way, figures in read_object(file)["ways"].items() if file.is_file() else ():
-        out |= {f"final/candidates {way} {name}": f["mean"] for name, f in figures.items()}
+        out |= {f"candidates {way} {name}": f["mean"] for name, f in figures.items()}
     return out
 
 

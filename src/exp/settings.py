@@ -17,6 +17,7 @@ from src.core.errors import ConfigError
 from src.core.metrics import METRICS, EvalConfig, is_metric
 from src.core.paths import resolve, teacher_output_dir
 from src.core.runs import read_run
+from src.core.tracking import LOGGERS, missing_loggers
 from src.distill.config import ActiveConfig, DistillConfig
 from src.distill.selection import selection_fingerprint
 from src.distill.selection_policy import POLICIES
@@ -59,6 +60,13 @@ class _Root:
     seed: int = setting("every random stream is derived from it", ge=0)
     skip_if_done: bool = setting("stop early where a completed run of the same fingerprint exists")
     dry_run: bool = setting("check, print the plan, and stop")
+    logger: tuple[str, ...] = setting("where curves go; wandb stays offline", choices=LOGGERS)
+
+    def problems(self) -> list[str]:
+        return [
+            f"logger: found {name}, which is not installed; expected `poetry install --with loggers`"
+            for name in missing_loggers(self.logger)
+        ]
 
 
 @config_group
@@ -193,6 +201,13 @@ class Settings:
     @property
     def seed(self) -> int:
         return self.root.seed
+
+    def run_name(self, stage: str) -> str:
+        """How loggers name a run of `stage`: dataset, teacher, student, seed (what of them it has)."""
+        teacher, student = self.teacher.name, self.student.name
+        models = {"student_baseline": [student], "distill": [teacher, student]}.get(stage, [teacher])
+        seed = self.seed if stage in ("student_baseline", "distill") else self.teacher.seed
+        return "_".join([self.dataset.name, *models, f"seed{seed}"])
 
     @cached_property
     def dataset_fp(self) -> str:

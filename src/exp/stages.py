@@ -24,14 +24,16 @@ from src.core.runs import find_runs
 from src.core.teacher_store import TeacherStore
 from src.distill.trainer_distill import train_distilled
 from src.exp import compare, page, report
+from src.exp.model_plots import plot_items
 from src.exp.parts import PARTS
-from src.exp.results import record, record_choices, record_student, store_note, store_ranks
+from src.exp.results import record, record_choices, record_gates, record_student, store_note, store_ranks
 from src.exp.select import selected_ids, selection_for
 from src.exp.settings import Settings
 from src.student.trainer_baseline import train_student
 from src.teacher.config import wants_overfit
 from src.teacher.export import fill_store, refuse_other_weights
 from src.teacher.factory import build_teacher
+from src.teacher.ilora_teacher import IloraTeacher
 from src.teacher.quality import ensure_quality
 
 log = get_logger(__name__)
@@ -65,6 +67,8 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
         refuse_other_weights(store, teacher)
         if run.main:
             record_choices(run, data, candidates, teacher.choose(candidates))
+            if isinstance(teacher, IloraTeacher):
+                record_gates(run, data, teacher)
     run.write_times(
         reused=reused,
         teacher_train_time_total=store.seconds("train_seconds", within="trained"),
@@ -96,15 +100,18 @@ def run_student_baseline(settings: Settings, run: Run) -> float | None:
 
 def run_distill(settings: Settings, run: Run) -> float | None:
     """Train the student with the rows of the teacher-output store."""
-    student, teacher = settings.student.name, settings.teacher.name
+    student_name, teacher = settings.student.name, settings.teacher.name
     log.info(
-        "distill: trains %s with the outputs of %s; %s", student, teacher, describe_device(settings.student)
+        "distill: trains %s with the outputs of %s; %s",
+        student_name,
+        teacher,
+        describe_device(settings.student),
     )
     data = load_dataset(settings.dataset)
     candidates = load_candidates(settings.eval.candidates, data)
     store = TeacherStore(settings.teacher_dir, data.fingerprint)
     with training_folder(run) as folder:
-        student, result, rankings = train_distilled(
+        trained, result, rankings = train_distilled(
             settings.student,
             settings.distill,
             settings.active,
@@ -130,7 +137,14 @@ def run_distill(settings: Settings, run: Run) -> float | None:
             "rankings": rankings,
             "knowledge": [name for name, used in read.items() if used],
         }
-        return record_student(run, data, settings, student, result, candidates, **fields)
+        if run.main and (store.folder / "item_embeddings.safetensors").is_file():
+            tables = {
+                teacher: store.item_embeddings(),
+                student_name: trained.item_table().detach().cpu().numpy(),
+            }
+            counts, items = data.train_counts()[1:], {name: table[1:] for name, table in tables.items()}
+            plot_items(run.dir / "plots" / "item_map", items, counts)
+        return record_student(run, data, settings, trained, result, candidates, **fields)
 
 
 def _teacher(settings: Settings) -> dict[str, str]:

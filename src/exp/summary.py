@@ -22,9 +22,10 @@ from src.core.artifacts import read_object, write_text, writing
 from src.core.data_utils import load_dataset
 from src.core.errors import ConfigError, UserError
 from src.core.git_info import git_info
-from src.core.logging import get_logger, setup_logging
+from src.core.logging import command, get_logger
 from src.core.metrics import CONVENTIONS, per_sample
 from src.core.paths import resolve, result_root
+from src.core.plotting import PAGE, mark, picture
 from src.core.runs import RunRecord, find_runs, read_run
 from src.core.seed import numpy_stream
 from src.core.statistics import Resampled, resample_users
@@ -34,7 +35,7 @@ from src.exp.table.reading import Table, read_table
 
 _DRAWS = 1000  # intervals take only variances from them
 _MODELS = ("student_baseline", "teacher", "distill")
-_NOT_SHOWN = ("skip_if_done", "dry_run")
+_NOT_SHOWN = ("skip_if_done", "dry_run", "logger")
 log = get_logger(__name__)
 
 
@@ -266,32 +267,28 @@ def grouped(lines: Sequence[Line], by: Sequence[str], metric: str, found: Differ
 
 
 def plot(path: Path, table: pd.DataFrame, by: Sequence[str], metric: str, baseline: float | None) -> None:
-    """The metric against the last column, a line per value of the others, the interval as a band."""
-    import matplotlib
+    """The metric against the last column, a line per value of the others, the interval as a band.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for name, part in table.groupby([*by[:-1]], sort=False) if by[1:] else [(("all",), table)]:
-        axis.plot(part[by[-1]], part[metric], marker="o", label=", ".join(map(str, name)))
-        axis.fill_between(part[by[-1]], part["low"], part["high"], alpha=0.2)
-    if baseline is not None:
-        axis.axhline(baseline, color="black", linestyle="--", linewidth=1, label="baseline")
-    if pd.api.types.is_numeric_dtype(table[by[-1]]) and table[by[-1]].max() > 100:
-        axis.set_xscale("symlog", linthresh=10)  # 0 samples have a place
-    axis.set(xlabel=by[-1], ylabel=f"{metric}, 95 % interval over users and runs")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    with writing(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=150)
-    plt.close(figure)
+    Args:
+        path: without a suffix; PNG and SVG are written.
+    """
+    with picture(path, PAGE, 3.2) as (figure, axes):
+        axis, parts = axes[0, 0], table.groupby([*by[:-1]], sort=False) if by[1:] else [(("all",), table)]
+        for number, (name, part) in enumerate(parts):
+            axis.plot(part[by[-1]], part[metric], label=", ".join(map(str, name)), **mark(number))
+            axis.fill_between(part[by[-1]], part["low"], part["high"], alpha=0.2, color=mark(number)["color"])
+        if baseline is not None:
+            axis.axhline(baseline, color="black", linestyle="--", linewidth=1, label="baseline")
+        if pd.api.types.is_numeric_dtype(table[by[-1]]) and table[by[-1]].max() > 100:
+            axis.set_xscale("symlog", linthresh=10)  # 0 samples have a place
+        axis.set(xlabel=by[-1], ylabel=f"{metric}, 95 % interval over users and runs")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
 
 
 def summarise(
     lines: Sequence[Line], out: Path | None, split: str = "test", metric: str | None = None, by: str = ""
 ) -> str:
-    """The summary as Markdown; in `out` also as `summary.md`, `summary.csv` and `summary.png`.
+    """The summary as Markdown; in `out` also as `summary.md`, `summary.csv` and `summary.png` and `.svg`.
 
     Args:
         split: `valid` reads nothing of the test split, for a choice among trials.
@@ -331,7 +328,7 @@ def summarise(
         }
         if out is not None:
             plot(
-                out / "summary.png",
+                out / "summary",
                 table,
                 by.split(","),
                 metric,
@@ -369,8 +366,8 @@ def main() -> int:
     parser.add_argument("--out", help="folder for summary.md, .csv and .png of result folders")
     given = parser.parse_args()
     options = {k: v for k, v in vars(given).items() if k in ("by", "metric", "split") and v}
-    setup_logging()
-    try:
+
+    def act() -> None:
         first = resolve(given.sources[0])
         if first.suffix.lower() in (".csv", ".yaml", ".yml"):
             table = read_table(first)
@@ -378,10 +375,8 @@ def main() -> int:
         else:
             lines = lines_of_folders(resolve(s) for s in given.sources)
             sys.stdout.write(summarise(lines, resolve(given.out) if given.out else None, **options))
-    except UserError as e:
-        sys.stderr.write(f"error: {e}\n")
-        return 2
-    return 0
+
+    return command(act)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,8 @@ from src.core.seed import numpy_stream
 from src.core.statistics import holm, resample_users
 from src.exp.compare import Row
 
-_POPULARITY = {
-    "0": (0, 0),
-    "1–4": (1, 4),
-    "5–19": (5, 19),
-    "20+": (20, np.inf),
-}  # training targets of the item
+# Training targets of the item
+_POPULARITY = {"0": (0, 0), "1–4": (1, 4), "5–19": (5, 19), "20–99": (20, 99), "100+": (100, np.inf)}
 
 
 def long_table(

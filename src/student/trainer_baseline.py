@@ -8,7 +8,7 @@ far). A run that was stopped in the middle of an epoch repeats that epoch, with 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from src.core.data_utils import InteractionData
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
-from src.core.memory import keep_freed_memory
+from src.core.memory import keep_freed_memory, peak_memory
 from src.core.metrics import EvalConfig, ranking_metrics
 from src.core.run import Run, Stopwatch
 from src.core.seed import seed_everything
@@ -38,7 +38,6 @@ from src.student.objective import BaselineObjective, Objective
 # (epoch, objective, [n] mean losses of the last epoch's samples, in the selection's order; None before
 # the first epoch) -> the samples of this epoch, or None to go on with the last ones.
 Refresh = Callable[[int, Objective, np.ndarray | None], Selection | None]
-_LINE_EVERY = 10  # epochs between two lines of the log; TensorBoard has all
 log = get_logger(__name__)
 
 
@@ -113,6 +112,8 @@ def fit(
                 f"delete {path.parent} to train anew",
             ) from e
         log.info("going on after epoch %d of %s", done.epoch, path)
+        for entry in done.history if run is not None else ():
+            _show(entry, run)
     arranged = SequenceSamples if config.batching == "sequences" else Samples
     samples = arranged(data, selection, device)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
@@ -139,6 +140,8 @@ def fit(
                 "loss": float(losses.mean()),
                 **parts,
                 "samples_per_s": len(samples) / (trained - started),
+                "lr": config.lr,
+                "peak_memory_gib": peak_memory(device) / 2**30,
                 **{f"valid/{name}": metric for name, metric in metrics.items()},
             }
         )
@@ -245,7 +248,8 @@ def _restore(
 
 def _report(done: FitState, config: StudentConfig, metric: str, run: Run | None) -> None:
     entry = done.history[-1]
-    reported = done.epoch <= 2 or done.epoch % _LINE_EVERY == 0 or done.finished
+    # Epochs 1, 2, 5, 10, 20, 50 ... have a line; TensorBoard has all.
+    reported = done.finished or str(done.epoch).rstrip("0") in ("1", "2", "5")
     log.log(
         logging.INFO if reported else logging.DEBUG,
         "epoch %d/%d: loss %.4f, valid %s %.4f (best %.4f at %d), %.0f samples/s",
@@ -259,9 +263,13 @@ def _report(done: FitState, config: StudentConfig, metric: str, run: Run | None)
         entry["samples_per_s"],
     )
     if run is not None:
-        for name, value in entry.items():
-            if name != "epoch":
-                run.scalar(name if "/" in name else f"train/{name}", value, done.epoch)
+        _show(entry, run)
+
+
+def _show(entry: Mapping[str, float], run: Run) -> None:
+    for name, value in entry.items():
+        if name != "epoch":
+            run.scalar(name if "/" in name else f"train/{name}", value, int(entry["epoch"]))
 
 
 def train_student(

@@ -144,6 +144,11 @@ class IloraConfig(TeacherConfig):
             )
         if self.export.embedding.source == "head" and self.objective.item == 0:
             out.append("export.embedding.source: found head with objective.item=0, expected text")
+        if self.batch_norm and self.train.micro_batch_size is None:
+            out.append(
+                f"train.micro_batch_size: found auto with gate.kind={self.gate.kind}, expected a number "
+                "(the gate normalises over so many samples)"
+            )
         if self.prompt.candidates and self.objective.lm == 0:
             out.append(
                 f"prompt.candidates: found {self.prompt.candidates} with objective.lm=0, expected 0 "

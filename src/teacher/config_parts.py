@@ -213,7 +213,12 @@ class TrainConfig:
     )
     batch_size: int = setting("samples per optimizer step (effective batch)", ge=1)
     # Counts in fingerprints where the gate has BatchNorm, and only there: `IloraConfig.identity`.
-    micro_batch_size: int = setting("samples per forward pass", ge=1, in_fingerprint=False)
+    micro_batch_size: int | None = setting(
+        "samples per forward pass; auto: as many as fit, found by halving batch_size until one does",
+        ge=1,
+        auto=True,
+        in_fingerprint=False,
+    )
     optimizer: str = setting("adam (L2) or adamw (decoupled decay)", choices=("adam", "adamw"))
     lr: float = setting("peak learning rate of LoRA, projector and item head", gt=0.0)
     gate_lr_ratio: float = setting("learning rate of the gate relative to lr", gt=0.0)
@@ -238,6 +243,11 @@ class TrainConfig:
     )
     patience: int = setting("validations without gain before training stops", ge=1)
     checkpoint_minutes: float = setting("time between checkpoints for resuming", gt=0.0, in_fingerprint=False)
+
+    @property
+    def largest_pass(self) -> int:
+        """Samples per forward pass that are tried first."""
+        return self.micro_batch_size or self.batch_size
 
 
 @config_group

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError
+from src.core.memory import peak_memory
 from src.teacher.ilora_model import IloraModel
 from src.teacher.llm import backbone, token_logits
 from src.teacher.prompts import PromptBatch
@@ -51,14 +50,6 @@ def step_scalars(
         for k, share in enumerate((sums.load / sums.samples).tolist()):
             scalars[f"gate/load_{k}"] = share
     return scalars
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes so far: of tensors on the GPU, or of the whole process (resident) on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def gradient_norms(parts: Mapping[str, list[nn.Parameter]]) -> dict[str, float]:

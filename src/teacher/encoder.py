@@ -119,7 +119,7 @@ def frozen_encoder(
                 seed=seed,
                 folder=work,
                 fingerprint=fp,
-                run=run,
+                run=None if run is None else run.within("encoder"),
                 selection=None if subset is None else Selection(subset),
             )
             fields = {"fingerprint": fp, "seed": seed, "best_epoch": result.best_epoch}

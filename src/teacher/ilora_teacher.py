@@ -40,7 +40,7 @@ from src.teacher.ranking.hidden import catalogue_scores
 from src.teacher.samples import Context, SampleSource
 from src.teacher.tiny_llm import tiny_llm_folder
 from src.teacher.title_states import TextEmbedder
-from src.teacher.trainer import TeacherProgress, TeacherTrainer
+from src.teacher.trainer import TeacherProgress, TeacherTrainer, gates_of
 
 log = get_logger(__name__)
 
@@ -320,6 +320,14 @@ class IloraTeacher:
         }
         if self.accelerator.is_main_process:
             save_teacher(self.folder, self.model, fields)
+
+    def gates(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Expert weights [n, K] and the sequence vectors [n, E] that they follow from; None with a single expert."""
+        if self.model.experts < 2:
+            return None
+        self.model.eval()
+        vectors = self.encoder.h_seq(self.data.histories(sample_ids)).numpy()
+        return gates_of(self.model, self.source, sample_ids), vectors
 
     @torch.no_grad()
     def _probe(self) -> torch.Tensor:

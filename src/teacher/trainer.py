@@ -28,6 +28,7 @@ from src.teacher.ranking import ndcg
 from src.teacher.samples import Context, SampleSource
 from src.teacher.training_step import TrainingSteps
 
+_GATES_SHOWN = 32  # validation rows whose expert weights TensorBoard shows
 log = get_logger(__name__)
 
 
@@ -117,6 +118,7 @@ class TeacherTrainer(TrainingSteps):
         done = self.done
         value = self._validation_value()
         self._show_answers()
+        self._show_gates()
         item, lm = np.mean(self.since, axis=0).tolist()
         self.since.clear()
         if self.run is not None:
@@ -174,6 +176,16 @@ class TeacherTrainer(TrainingSteps):
         self.model.train()
         self.run.text("teacher/answers", "\n".join(lines), self.done.step)
 
+    def _show_gates(self) -> None:
+        """The expert weights of the same validation rows in TensorBoard, validation by validation."""
+        if self.run is None or not self.run.main or self.model.experts < 2:
+            return
+        self.model.eval()
+        self.run.gates(
+            "teacher", gates_of(self.model, self.source, self.valid_ids[:_GATES_SHOWN]), self.done.step
+        )
+        self.model.train()
+
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
@@ -198,3 +210,12 @@ class TeacherTrainer(TrainingSteps):
         self.done, self.best = TeacherProgress(**state["progress"]), state["best"]
         self.items = None if state["items"] is None else state["items"].to(self.model.device)
         log.info("resuming after step %d of %s", self.done.step, self.path)
+        if self.run is not None:
+            self.run.continue_curves("teacher/", self.done.step)
+
+
+@torch.no_grad()
+def gates_of(model: IloraModel, source: SampleSource, sample_ids: np.ndarray) -> np.ndarray:
+    """[n, K] expert weights of the samples; the model is in eval mode."""
+    h_seq = source.encoder.h_seq(source.data.histories(sample_ids))
+    return model.gate(h_seq.to(model.device)).float().cpu().numpy()

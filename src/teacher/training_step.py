@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.core.run import Run
 from src.core.seed import derive, numpy_stream, torch_stream
 from src.teacher.config import IloraConfig
@@ -66,7 +67,14 @@ class TrainingSteps:
         self.optimizer = self._optimizer()
         # Where the size counts (BatchNorm in the gate) or the processes share out the passes, it stays.
         most = MOST if accelerator.num_processes == 1 and not config.batch_norm else 0
-        self.micro = BatchSizeFinder(self.train.micro_batch_size, "teacher.train.micro_batch_size", most)
+        if (size := self.train.micro_batch_size) is None:
+            size, most = self.train.batch_size, self.train.batch_size.bit_length()
+            if accelerator.num_processes > 1:
+                found = f"teacher.train.micro_batch_size=auto with {accelerator.num_processes} processes"
+                raise UserError(
+                    found, "a number: one process alone cannot halve", "teacher.train.micro_batch_size"
+                )
+        self.micro = BatchSizeFinder(size, "teacher.train.micro_batch_size", most)
         self.gradients_seen = self.adapter_seen = False  # what is checked once
         # The rate has reached its peak: an adapter that does nothing now never will.
         self.adapter_due = min(

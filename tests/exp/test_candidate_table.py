@@ -15,6 +15,7 @@ from src.core.errors import UserError
 from src.core.run import Run
 from src.exp import compare, report
 from src.exp.candidate_table import candidate_differences, candidate_report, candidate_table, find_lines
+from src.exp.examples import costs
 from src.exp.results import record_choices
 from src.exp.tables import differences, long_table
 from tests.exp.test_compare import METRICS, seal, write_run
@@ -104,7 +105,7 @@ def test_report_and_files(rows, candidates, demo_data, tmp_path):
     long = long_table(rows, demo_data, (1, 10), METRICS)
     pairs = differences(rows, demo_data, METRICS, 1, 200)
     folder = Run.start(tmp_path / "e", "eval_all", "").dir
-    found = report.Comparison(rows, "history_ranked", METRICS, long, pairs, among, ())
+    found = report.Comparison(rows, "history_ranked", METRICS, long, pairs, among, costs(rows, demo_data), ())
     report.write_report(folder, found, demo_data)
     text = (folder / "metrics" / "comparison.md").read_text()
     assert "## Test, 10 candidates (8 samples x 2 draws)" in text

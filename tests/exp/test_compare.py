@@ -17,6 +17,7 @@ from src.core.errors import UserError
 from src.core.metrics import MISSED, EvalConfig, Ranks
 from src.core.run import Run
 from src.exp import compare, report
+from src.exp.examples import costs
 from src.exp.results import record, report_again
 from src.exp.tables import differences, long_table, metric_table, pairs_of, slice_table, slices
 from src.exp.verdict import verdicts
@@ -246,7 +247,10 @@ def test_slices_cover_the_test_split(long: pd.DataFrame, demo_data: InteractionD
     for group in {group for group, _ in masks}:
         assert sum(mask.sum() for (g, _), mask in masks.items() if g == group) == n, group
     counts = demo_data.train_counts()[demo_data.targets(demo_data.splits["test"])]
-    for name, inside in (("0", counts == 0), ("1–4", (counts >= 1) & (counts <= 4)), ("20+", counts >= 20)):
+    for name, inside in (
+        *(("0", counts == 0), ("1–4", (counts >= 1) & (counts <= 4))),
+        *(("20–99", (counts >= 20) & (counts < 100)), ("100+", counts >= 100)),
+    ):
         found = masks.get(("training targets of the item", name), np.zeros(n, bool))
         np.testing.assert_array_equal(found, inside)
     table = slice_table(long, "NDCG@10", "history_ranked")
@@ -258,7 +262,9 @@ def test_report_files(
 ):
     folder = Run.start(tmp_path / "e", "eval_all", "").dir
     pairs = differences(rows, demo_data, METRICS, 1, 200)
-    found = report.Comparison(rows, "history_ranked", METRICS[:1], long, pairs, None, ["so it is"])
+    found = report.Comparison(
+        rows, "history_ranked", METRICS[:1], long, pairs, None, costs(rows, demo_data), ["so it is"]
+    )
     report.write_report(folder, found, demo_data)
     text = (folder / "metrics" / "comparison.md").read_text()
     assert "| metric | base | llm | small |" in text and "| NDCG@10 | 0.5000 | 1.0000 | 0.6309 |" in text
@@ -322,8 +328,10 @@ def test_table_of_runs_in_tensorboard(rows: list[compare.Row]) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     events = EventAccumulator(str(rows[2].runs[0].folder / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"final/test NDCG@1", "final/test NDCG@10", "final/valid NDCG@10"}
-    assert events.Scalars("final/test NDCG@10")[0].value == pytest.approx(1 / np.log2(3))
+    assert set(events.Tags()["scalars"]) == {
+        f"4_final/{name}" for name in ("test NDCG@1", "test NDCG@10", "valid NDCG@10")
+    }
+    assert events.Scalars("4_final/test NDCG@10")[0].value == pytest.approx(1 / np.log2(3))
     plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
     found = HParamsPluginData.FromString(plugin.content).session_start_info.hparams
     assert found["stage"].string_value == "distill" and found["seed"].number_value == 0

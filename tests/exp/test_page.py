@@ -17,7 +17,7 @@ from src.core.errors import UserError
 from src.core.paths import processed_dir
 from src.core.run import Run
 from src.exp import compare, export_onnx, report
-from src.exp.examples import examples
+from src.exp.examples import costs, examples
 from src.exp.page import write_page
 from src.exp.recommend import main, parse
 from src.exp.settings import Settings
@@ -82,7 +82,9 @@ def test_page(rows: list[compare.Row], demo_data: InteractionData, users: list[s
     settings = Settings.compose([f"compare.users=['{wanted}']", "compare.draws=100"])
     long = long_table(rows, demo_data, (1, 10), METRICS)
     pairs = differences(rows, demo_data, METRICS, 1, 100)
-    found = report.Comparison(rows, "history_ranked", METRICS, long, pairs, None, [f"a gain of {EVIL}"])
+    found = report.Comparison(
+        rows, "history_ranked", METRICS, long, pairs, None, costs(rows, demo_data), [f"a gain of {EVIL}"]
+    )
     report.write_report(folder, found, evil)
     write_page(folder, found, evil, settings)
     html = (folder / "metrics" / "report.html").read_text()

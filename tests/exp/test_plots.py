@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
 from src.core.paths import CONF
 from src.core.run import Run
-from src.exp.plots import logged, plot_training
+from src.core.tracking import logged
+from src.exp.model_plots import _main_axes, plot_gates, plot_items, plot_training
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def run(tmp_path: Path) -> Run:
         run.scalar("teacher/lr", 0.01, step)
         for expert, share in enumerate((0.5, 0.3, 0.2)):
             run.scalar(f"teacher/gate/load_{expert}", share, step)
-    run.hparams({"seed": 1}, {"final/test NDCG@10": 0.5})
+    run.hparams({"seed": 1}, {"test NDCG@10": 0.5})
     run.close()
     return run
 
@@ -46,6 +49,29 @@ def test_nothing_is_drawn_of_single_points(run: Run) -> None:
     points = {tag: (s[:1], v[:1]) for tag, (s, v) in logged(run.dir / "tensorboard").items()}
     plot_training(run.dir / "plots", points)
     assert not list((run.dir / "plots").iterdir())
+
+
+def test_gate_by_group_of_users(tmp_path: Path) -> None:
+    """Two kinds of users with their own experts: the mean use of each group is written into its cell."""
+    kind = np.arange(40) % 2
+    gates = np.where(kind[:, None] == 0, [0.9, 0.1], [0.25, 0.75])
+    vectors = np.stack([kind * 10.0, np.arange(40) * 1e-3], axis=1)
+    plot_gates(tmp_path / "gate_users", gates, vectors, {"1–2": kind == 0, "3–4": kind == 1, "5+": kind == 2})
+    text = (tmp_path / "gate_users.svg").read_text()
+    cells = re.findall(r">(0\.\d\d)</text>", text)
+    assert cells[-14:][:4] == ["0.90", "0.10", "0.25", "0.75"] and "history 1–2 (n 20)" in text
+    assert "5+" not in text and "cluster 5" in text
+
+
+def test_item_map_shows_the_main_axes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(50, 2)) @ rng.normal(size=(2, 6))  # two dimensions in six
+    plot_items(tmp_path / "map", {"teacher": flat, "student": rng.normal(size=(50, 4))}, np.arange(50))
+    text = (tmp_path / "map.svg").read_text()
+    assert "teacher: 100% of the variance" in text and "training targets of the item" in text
+    places, share = _main_axes(flat)
+    assert share == pytest.approx(1) and np.cov(places.T)[0, 1] == pytest.approx(0, abs=1e-9)
+    assert pdist(places) == pytest.approx(pdist(flat)), "a rotation keeps all distances"
 
 
 def test_no_pictures_for_a_table() -> None:

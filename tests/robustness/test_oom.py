@@ -80,32 +80,36 @@ def test_training_and_export_go_on_with_smaller_passes(
 def test_gradients_do_not_depend_on_the_size_of_a_pass(
     teacher_root: Path, demo_data: InteractionData, monkeypatch
 ) -> None:
-    """One effective batch, whole and in quarters after two failures: the same gradients."""
+    """One effective batch, whole, in quarters after two failures, and as `auto` finds it after four: equal gradients."""
     from src.teacher import trainer
 
+    sizes: list[int] = []
     gradients: list[dict[str, list[torch.Tensor]]] = []
     real = trainer.TeacherTrainer._gradients
 
     def watched(self, step, ids, hybrid, size):
         sums = real(self, step, ids, hybrid, size)
         if step == 0:
+            sizes.append(size)
             gradients.append(
                 {n: [p.grad.clone() for p in g if p.grad is not None] for n, g in self.parts.items()}
             )
         return sums
 
     monkeypatch.setattr(trainer.TeacherTrainer, "_gradients", watched)
-    for room in (1000, 8):
+    for room, size in ((1000, "32"), (8, "32"), (3, "auto")):
         with monkeypatch.context() as patch:
             patch.setenv("ANYO_DATA_ROOT", str(teacher_root / f"room{room}"))
             Memory(patch, room)
-            made = teacher(demo_data, *PASSES)
+            made = teacher(demo_data, *PASSES, f"teacher.train.micro_batch_size={size}")
             made.config = replace(made.config, train=replace(made.config.train, samples=64))
             made.prepare(None)
-    whole, parts = gradients
+    assert sizes == [32, 8, 2], "auto: four halvings, where a number has three"
+    whole, *others = gradients
     for name, tensors in whole.items():
-        for a, b in zip(tensors, parts[name], strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+        for parts in others:
+            for a, b in zip(tensors, parts[name], strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
 def test_after_three_halvings_it_is_one_line(

@@ -108,7 +108,16 @@ def test_what_tensorboard_shows(make_config, demo_data, teacher_roots, tmp_path)
     run.close()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
-    last = {t.removeprefix("teacher/"): events.Scalars(t)[-1].value for t in events.Tags()["scalars"]}
+    shown = {t.partition("/")[2]: events.Scalars(t)[-1].value for t in events.Tags()["scalars"]}
+    last = {t.removeprefix("teacher/"): value for t, value in shown.items()}
+    assert {"encoder/train/loss", "encoder/valid/NDCG@10"} <= shown.keys()
+    assert {f"1_curves/teacher/{t}" for t in ("loss/item", "loss/lm", "valid")} <= set(
+        events.Tags()["scalars"]
+    )
+    heat_maps = events.Images("2_gate/teacher/users_x_experts")
+    weights = events.Histograms("2_gate/teacher/gate/expert_0")
+    assert [e.step for e in heat_maps] == [e.step for e in weights] and len(weights) >= 1
+    assert weights[0].histogram_value.num == 32 and weights[0].histogram_value.min >= 0
     parts = {f"gradient/{p}" for p in ("lora", "gate", "projector", "head")}
     loads = {f"gate/load_{k}" for k in range(4)}
     assert last.keys() >= parts | loads | {

@@ -27,7 +27,7 @@ from src.core.datasets.split_files import SPLIT_FILES, TITLES, read_names
 from src.core.datasets.tabular import clean_title
 from src.core.datasets.text_table import read_lines
 from src.core.errors import UserError
-from src.core.logging import get_logger, setup_logging
+from src.core.logging import command, get_logger
 
 log = get_logger(__name__)
 
@@ -144,13 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("target", type=Path, help="folder for the CSV files (dataset.raw_dir)")
     options = parser.parse_args(arguments)
-    setup_logging(None)
-    try:
-        convert(options.source, options.target)
-    except UserError as e:
-        log.error("error: %s", e)
-        return 2
-    return 0
+    return command(lambda: convert(options.source, options.target))
 
 
 if __name__ == "__main__":

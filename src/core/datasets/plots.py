@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from src.core.data_utils import InteractionData, open_dataset
-from src.core.errors import UserError
-from src.core.logging import get_logger, setup_logging
+from src.core.logging import command, get_logger
 
 log = get_logger(__name__)
 _YEAR_S = 365.2425 * 86_400
@@ -67,14 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dataset", type=Path, help="a prepared dataset's folder")
     parser.add_argument("--out", type=Path, help="folder of the plots (default: plots in that folder)")
     options = parser.parse_args(arguments)
-    setup_logging(None)
-    try:
+
+    def act() -> None:
         for path in draw(open_dataset(options.dataset), options.out or options.dataset / "plots"):
             log.info("%s", path)
-    except UserError as e:
-        log.error("error: %s", e)
-        return 2
-    return 0
+
+    return command(act)
 
 
 if __name__ == "__main__":
