@@ -15,8 +15,9 @@ from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.runs import RunRecord
 from src.core.seed import numpy_stream
-from src.core.statistics import holm, resample_users
+from src.core.statistics import holm
 from src.exp.compare import Row
+from src.exp.tables import paired
 
 log = get_logger(__name__)
 METRIC = "HitRatio@1"
@@ -159,25 +160,15 @@ def candidate_differences(
     """Paired differences of HitRatio@1: every model against the baseline, and every way of asking a teacher against
     its own frozen SASRec. Per-sample hits are averaged over draws; intervals over users and seeds, Holm over all.
     """
-    hits = np.concatenate([line.hits.mean(axis=1) for line in lines])
-    ends = np.cumsum([len(line.hits) for line in lines])
-    columns = [range(end - len(line.hits), end) for line, end in zip(lines, ends, strict=True)]
-    found = resample_users(
-        hits, data.users_of(candidates.sample_ids), numpy_stream(seed, "compare_candidates"), draws
-    )
     numbered = list(enumerate(lines))
-    pairs = [
-        (i, j)
-        for i, a in numbered
-        if a.row.kind == "baseline"
-        for j, b in numbered
-        if b.row.kind != "baseline"
-    ]
+    bases, others = ([i for i, a in numbered if (a.row.kind == "baseline") is base] for base in (True, False))
+    pairs = [(i, j) for i in bases for j in others]
     pairs += [(i, j) for j, b in numbered for i, a in numbered if a.way == FROZEN != b.way and a.row is b.row]
-    out = []
-    for i, j in pairs:
-        d = found.difference(columns[i], columns[j])
-        names = {"a": lines[i].name, "b": lines[j].name, "metric": METRIC}
-        out.append({**names, "difference": d.mean, "low": d.low, "high": d.high, "p": d.p_value})
-    table = pd.DataFrame(out)
-    return table.assign(p_holm=holm(table["p"])) if len(table) else table
+    users, rng = data.users_of(candidates.sample_ids), numpy_stream(seed, "compare_candidates")
+    found = paired([line.hits.mean(axis=1) for line in lines], pairs, users, rng, draws)
+    out = [
+        (lines[i].name, lines[j].name, METRIC, d.mean, d.low, d.high, d.p_value)
+        for (i, j), (_, d) in zip(pairs, found, strict=True)
+    ]
+    table = pd.DataFrame(out, columns=["a", "b", "metric", "difference", "low", "high", "p"])
+    return table.assign(p_holm=holm(table["p"]) if len(table) else [])

@@ -16,7 +16,7 @@ from src.core.paths import processed_dir
 from src.core.runs import TIMES
 from src.exp.compare import Row
 from src.exp.examples import examples
-from src.exp.report import Comparison
+from src.exp.report import Comparison, texts
 from src.exp.settings import Settings
 from src.exp.tables import metric_table, slice_table
 
@@ -86,14 +86,7 @@ def _figures(found: Comparison) -> list[list[str]]:
 
 def _texts(table: pd.DataFrame, digits: int = 4) -> list[list[str]]:
     """Head and lines as text."""
-
-    def cell(value: object) -> str:
-        return ("–" if pd.isna(value) else f"{value:.{digits}f}") if isinstance(value, float) else str(value)
-
-    return [
-        list(map(str, table.columns)),
-        *([cell(v) for v in line] for line in table.itertuples(index=False)),
-    ]
+    return [[*map(str, table.columns)], *texts(table, digits).to_numpy().tolist()]
 
 
 def _differing(rows: Sequence[Row]) -> pd.DataFrame:

@@ -66,15 +66,20 @@ def compare_rows(rows: Sequence[Row], data: InteractionData, settings: Settings)
     return Comparison(rows, convention, asked.metrics, long, pairs, among, costs(rows, data), verdict)
 
 
-def markdown(table: pd.DataFrame, digits: int = 4) -> str:
-    """A Markdown table; floats with `digits` decimals, missing values as a dash."""
+def texts(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
+    """Its cells as text; floats with `digits` decimals, missing values as a dash."""
 
     def cell(value: object) -> str:
         if isinstance(value, float):
             return "–" if pd.isna(value) else f"{value:.{digits}f}"
         return str(value)
 
-    text = table.astype(object).map(cell).to_markdown(index=False, disable_numparse=True)
+    return table.astype(object).map(cell)
+
+
+def markdown(table: pd.DataFrame, digits: int = 4) -> str:
+    """A Markdown table of `texts`."""
+    text = texts(table, digits).to_markdown(index=False, disable_numparse=True)
     return re.sub(r":?-{3,}:?", "---", re.sub(r" {2,}", " ", text)) + "\n"
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from src.core.data_utils import InteractionData
 from src.core.metrics import CONVENTIONS, METRICS
 from src.core.seed import numpy_stream
-from src.core.statistics import holm, resample_users
+from src.core.statistics import Difference, holm, resample_users
 from src.exp.compare import Row
 
 # Training targets of the item
@@ -136,24 +136,38 @@ def differences(
     `p_holm` is adjusted over the metrics of one pair and convention: what is claimed is a gain of one student, under
     one convention, in any of the metrics. Metrics beyond the length of a model's lists are left out.
     """
-    users, lines, pairs = data.users_of(data.splits["test"]), [], pairs_of(rows)
+    users, lines = data.users_of(data.splits["test"]), []
     for convention in CONVENTIONS:
         for metric in metrics:
             have = [r for r in rows if r.has(metric, convention)]
-            if len(have) < 2:
+            places = {id(row): place for place, row in enumerate(have)}
+            pairs = [(a, b) for a, b in pairs_of(rows) if id(a) in places and id(b) in places]
+            if not pairs:
                 continue
-            values = np.concatenate([r.values(metric, convention) for r in have])
-            ends = np.cumsum([len(r.runs) for r in have])
-            columns = {r.name: range(end - len(r.runs), end) for r, end in zip(have, ends, strict=True)}
-            found = resample_users(values, users, numpy_stream(seed, "compare"), draws)
-            for a, b in pairs:
-                if a.name in columns and b.name in columns:
-                    of_a, of_b = columns[a.name], columns[b.name]
-                    d, mean = found.difference(of_a, of_b), float(found.means[of_a].mean())
-                    relative = d.mean / mean if mean else np.nan
-                    names = (convention, a.name, b.name, metric, len(of_a), len(of_b))
-                    lines.append((*names, mean, d.mean, d.low, d.high, relative, d.p_value))
+            values = [r.values(metric, convention) for r in have]
+            at = [(places[id(a)], places[id(b)]) for a, b in pairs]
+            found = paired(values, at, users, numpy_stream(seed, "compare"), draws)
+            for (a, b), (mean, d) in zip(pairs, found, strict=True):
+                relative = d.mean / mean if mean else np.nan
+                names = (convention, a.name, b.name, metric, len(a.runs), len(b.runs))
+                lines.append((*names, mean, d.mean, d.low, d.high, relative, d.p_value))
     columns_of = ["history", "a", "b", "metric", "runs_a", "runs_b", "mean_a", "difference", "low", "high"]
     table = pd.DataFrame(lines, columns=[*columns_of, "relative", "p"])
     family = table.groupby(["history", "a", "b"], sort=False).p
     return table.assign(p_holm=family.transform(lambda p: holm(p.to_numpy())) if len(table) else [])
+
+
+def paired(
+    values: Sequence[np.ndarray],
+    pairs: Sequence[tuple[int, int]],
+    users: np.ndarray,
+    rng: np.random.Generator,
+    draws: int,
+) -> list[tuple[float, Difference]]:
+    """(mean of model i, difference j - i) for pairs (i, j) of models, whose `values` are [n_runs, n] each."""
+    found = resample_users(np.concatenate(values), users, rng, draws)
+    ends = np.cumsum([len(v) for v in values])
+    columns = [range(end - len(v), end) for v, end in zip(values, ends, strict=True)]
+    return [
+        (float(found.means[columns[i]].mean()), found.difference(columns[i], columns[j])) for i, j in pairs
+    ]

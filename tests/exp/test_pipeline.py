@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,22 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
         hits = [np.load(run.folder / "metrics" / f"candidate_hits_{way}.npy") for way in ways]
         asked = np.load(run.folder / "metrics" / "candidate_sample_ids.npy")
         assert np.array_equal(asked, ids) and all(h.shape == (5, len(ids)) for h in hits)
-    assert compared.folder is not None
+    assert teacher.folder is not None and compared.folder is not None
+    gates = np.load(teacher.folder / "metrics" / "gate_weights.npy")
+    assert gates.shape == (len(ids), 4) and np.allclose(gates.sum(axis=1), 1, atol=1e-5)
+    lines = [line for e in (teacher, control, baseline, distilled, compared) for line in e.err.splitlines()]
+    assert len(lines) + compared.out.count("\n") <= 60, "\n".join(lines)
+    for run, says in (
+        (teacher, "trains ilora"),
+        (baseline, "trains sasrec"),
+        (distilled, "the outputs of ilora"),
+    ):
+        begins, what = run.err.splitlines()[:2]
+        assert re.search(rf"begins; its result: {run.folder}", begins) and re.search(
+            r" [0-9a-f]{12} ", begins
+        )
+        assert says in what and "device cpu, float32" in what
+        assert run.err.splitlines()[-1].endswith(f"is completed: {run.folder}")
     times = _json(compared.folder / "metrics" / "time.json")
     assert set(times) == set(TIMES) and all(v > 0 for v in times.values())
     report = (compared.folder / "metrics" / "comparison.md").read_text()
@@ -60,7 +76,12 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
     assert "20 candidates" in report and "| frozen SASRec of ilora | teacher ilora, item_scores |" in report
     assert "| sasrec <- ilora | distilled | scores |" in report
     assert "| teacher ilora | teacher | likelihood |" in compared.out
-    for run, plots in ((compared, ("comparison", "by_k", "slices")), (baseline, ("learning_curves",))):
+    for run, plots in (
+        (compared, ("comparison", "by_k", "slices", "cost")),
+        (teacher, ("learning_curves", "slices", "gate_users")),
+        (baseline, ("learning_curves", "slices")),
+        (distilled, ("learning_curves", "slices", "item_map")),
+    ):
         assert all((run.folder / "plots" / f"{plot}.png").stat().st_size > 1000 for plot in plots)
     assert (
         "test, history excluded: NDCG@10"
