@@ -112,8 +112,9 @@ def fit(
                 f"delete {path.parent} to train anew",
             ) from e
         log.info("going on after epoch %d of %s", done.epoch, path)
-        for entry in done.history if run is not None else ():
-            _show(entry, run)
+        if run is not None:
+            for entry in done.history:
+                _show(entry, run)
     arranged = SequenceSamples if config.batching == "sequences" else Samples
     samples = arranged(data, selection, device)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
