@@ -26,7 +26,8 @@ _DETAILS = (
         "src.teacher.kept_states",
         "src.teacher.prompt_tokens",
     ),
-    *("src.distill.data_bridge", "src.core.store_writer"),
+    *("src.distill.data_bridge", "src.core.store_writer", "src.core.data_utils", "src.exp.choices"),
+    *("src.teacher.export", "src.teacher.text", "src.teacher.tiny_llm"),
 )
 _LINE_EVERY_S = 60.0
 

@@ -13,29 +13,32 @@ from src.core.seed import numpy_stream
 from src.core.tracking import Series
 
 _SHOWN = 6  # series in one panel; more cannot be told apart
+_PARTS = ("encoder/", "without_rankings/")
 _ROWS, _POINTS = 200, 3000  # users of a heat map, items of a map
 
 
 def plot_training(folder: Path, series: Series) -> None:
     """`learning_curves` (losses and validation) and, where experts were mixed, `gates`; nothing without curves."""
     curves = {tag: s for tag, s in series.items() if len(s[0]) > 1}
-    parts = {tag: tag.split("/") for tag in curves}
-    losses = [t for t, p in parts.items() if "loss" in p]
-    valid = [t for t, p in parts.items() if "valid" in p]
-    valid = [t for t in valid if "@" not in t or "valid/NDCG" in t] or valid
-    panels = [(name, tags) for name, tags in (("loss", losses), ("validation", valid)) if tags]
+    panels = []
+    for part in ("", "encoder", "without_rankings"):  # each with its own steps
+        tags = [t for t in curves if t.startswith(f"{part}/") or not (part or t.startswith(_PARTS))]
+        losses, valid = [t for t in tags if "loss" in t], [t for t in tags if "valid" in t]
+        valid = [t for t in valid if "@" not in t or "valid/NDCG" in t] or valid
+        named = (("loss", losses), ("validation", valid))
+        panels += [(f"{part} {name}".strip().replace("_", " "), shown) for name, shown in named if shown]
     if panels:
-        size = (PAGE * len(panels) / 2, 2.4)
-        with picture(folder / "learning_curves", *size, columns=len(panels)) as (_, axes):
-            for axis, (name, tags) in zip(axes[0], panels, strict=True):
+        columns = min(2, len(panels))
+        rows = -(-len(panels) // columns)
+        with picture(folder / "learning_curves", PAGE * columns / 2, 2.3 * rows, rows, columns) as (_, axes):
+            for axis, (name, tags) in zip(axes.flat, panels, strict=False):
                 for number, tag in enumerate(tags[:_SHOWN]):
-                    style = {
-                        **mark(number),
-                        "marker": mark(number)["marker"] if len(curves[tag][0]) < 40 else "",
-                    }
-                    axis.plot(*curves[tag], label=tag, **style)
+                    many = len(curves[tag][0]) >= 40
+                    axis.plot(*curves[tag], label=tag, **{**mark(number), **({"marker": ""} if many else {})})
                 axis.set(title=name, xlabel="epoch or step")
                 axis.legend()
+            for axis in axes.flat[len(panels) :]:
+                axis.set_axis_off()
     loads = sorted((t for t in curves if "gate/load_" in t), key=lambda t: int(t.rpartition("_")[2]))
     if len(loads) > 1:
         shares, steps = np.stack([curves[t][1] for t in loads]), curves[loads[0]][0]
@@ -67,8 +70,9 @@ def plot_slices(path: Path, test: pd.DataFrame, metric: str) -> None:
                     axis.plot(range(len(values)), values[model], label=model, **mark(number))
             ticks = [f"{name}\n{sizes[name]:,}" for name in values.index]
             axis.set_xticks(range(len(values)), labels=ticks)
-            axis.set(xlabel=f"{group} (below: samples)", ylabel=metric, ylim=(0, None))
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+            axis.set(xlabel=f"{group} (below: samples)", ylabel=metric, ylim=(0, 1.08 * axis.dataLim.y1 or 1))
+        if test.model.nunique() > 1:
+            figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
 
 
 def plot_gates(path: Path, gates: np.ndarray, vectors: np.ndarray, lengths: Mapping[str, np.ndarray]) -> None:

@@ -157,7 +157,9 @@ def record_choices(
     save_npy(folder / "candidate_sample_ids.npy", candidates.sample_ids)
     write_json(folder / "candidates.json", fields)
     shown = [f"{way} {f['HitRatio@1']['mean']:.4f}" for way, f in ways.items()]
-    log.info("HitRatio@1 among %d candidates (%d samples x %d draws): %s", count, n, draws, ", ".join(shown))
+    get_logger("src.exp.choices").info(
+        "HitRatio@1 among %d candidates (%d samples x %d draws): %s", count, n, draws, ", ".join(shown)
+    )
 
 
 def written_markdown(written: Sequence[Written]) -> str:

@@ -22,7 +22,7 @@ def main() -> int:
         ("comparison", "eval_all", mine),
     )
     for number, (title, stage, arguments) in enumerate(stages, 1):
-        sys.stderr.write(f"\n== {number}/{len(stages)} {title}\n")
+        sys.stderr.write(f"== {number}/{len(stages)} {title}\n")
         # Hydra takes the last value of a key: the user's own skip_if_done wins.
         code = launch(stage, ["skip_if_done=true", *arguments], "bash cmd/run_all.sh")
         if code:

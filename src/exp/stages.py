@@ -58,8 +58,7 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
     store, reused = fill_store(config, data, settings.teacher_dir, run, exported, tuned, teacher)
     if run.main and store.splits:
         known, encoder = store.in_sample_ids(), config.encoder
-        quality = ensure_quality(store, data, known, config.export, config.seed, encoder)
-        log.info("quality of the teacher's rankings: %s/quality.md", quality)
+        ensure_quality(store, data, known, config.export, config.seed, encoder)
     if candidates is not None:
         if reused or teacher is None:
             teacher = build_teacher(config, data, tuned_ids=tuned)

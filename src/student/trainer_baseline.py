@@ -153,7 +153,6 @@ def fit(
         save_checkpoint(path, _state(fingerprint, done, objective, optimizer, ema, best, losses, samples))
         check_stop()
     objective.load_state_dict(best)
-    log.info("best epoch %d: valid %s %.4f", done.best_epoch, eval_config.select_metric, done.best_value)
     return FitResult(done.best_epoch, done.best_value, done.epoch, done.seconds, done.history)
 
 
@@ -249,8 +248,8 @@ def _restore(
 
 def _report(done: FitState, config: StudentConfig, metric: str, run: Run | None) -> None:
     entry = done.history[-1]
-    # Epochs 1, 2, 5, 10, 20, 50 ... have a line; TensorBoard has all.
-    reported = done.finished or str(done.epoch).rstrip("0") in ("1", "2", "5")
+    # Epochs 1, 10, 100 and the last have a line; TensorBoard has all.
+    reported = done.finished or str(done.epoch).rstrip("0") == "1"
     log.log(
         logging.INFO if reported else logging.DEBUG,
         "epoch %d/%d: loss %.4f, valid %s %.4f (best %.4f at %d), %.0f samples/s",

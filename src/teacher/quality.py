@@ -245,6 +245,7 @@ def ensure_quality(
             others = references(data, export, seed, encoder)
             sizes = {"confidence_k": min(confidence_k, store.top_k), "max_rows": max_rows}
             write_quality(folder, quality_report(store, data, train_ids, others, **sizes, seed=seed))
+    log.info("quality of the teacher's rankings: %s/quality.md", folder)
     return folder
 
 

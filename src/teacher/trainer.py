@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -111,7 +112,6 @@ class TeacherTrainer(TrainingSteps):
         assert self.best is not None
         load_trained_state(model, self.best, "the best step")
         model.eval()
-        log.info("teacher: best step %d of %d, validation %.4f", done.best_step, done.step, done.best_value)
         return done
 
     def _validate(self, last: bool) -> None:
@@ -129,7 +129,8 @@ class TeacherTrainer(TrainingSteps):
         else:
             done.without_gain += 1
         done.finished = last or done.without_gain >= self.train.patience
-        log.info(
+        log.log(
+            logging.INFO if done.finished or done.without_gain == 0 else logging.DEBUG,
             "teacher step %d/%d: loss item %.3f, lm %.3f; validation %.4f (best %.4f at %d)",
             done.step,
             self.total,
