@@ -120,7 +120,7 @@ def _guarded(stage: str, cfg: DictConfig, again: str) -> tuple[int, float | None
     setup_logging()
     run, code, reason, metric, here = None, 0, None, None, os.getcwd()
     try:
-        setup_logging(quiet=rank() != 0, brief=True)
+        setup_logging(quiet=rank() != 0, brief=not os.environ.get("ANYO_VERBOSE"))
         with stop_on_signals():
             from src.exp.identity import identity_of
             from src.exp.settings import Settings

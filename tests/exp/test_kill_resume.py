@@ -93,7 +93,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     def call(
         root: Path, entry: str, begins: str = "", delay: float = 0.0, signum: int = signal.SIGKILL
     ) -> Ended:
-        env = {"ANYO_DATA_ROOT": str(root / "data"), "ANYO_RESULT_ROOT": str(root / "result")}
+        env = {
+            "ANYO_VERBOSE": "1",
+            "ANYO_DATA_ROOT": str(root / "data"),
+            "ANYO_RESULT_ROOT": str(root / "result"),
+        }
         pid, ended, timer = forker.start(entry, list(OVERRIDES), env, str(pipe)), Ended(0), None
         with open(pipe) as stderr:
             for line in stderr:
@@ -243,7 +247,7 @@ def test_fifty_kills_per_stage(tmp_path: Path, run: Run, undisturbed: Undisturbe
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_signals_end_at_the_next_step(tmp_path: Path, run: Run, signum: int, code: int) -> None:
-    ended = run(tmp_path, "run_student_baseline", "epoch 2/", signum=signum)
+    ended = run(tmp_path, "run_student_baseline", "epoch 1/", signum=signum)
     assert ended.code == code
     (status,) = (tmp_path / "result").glob("result_*/status.json")
     assert json.loads(status.read_text())["state"] == "interrupted"
