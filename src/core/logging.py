@@ -27,7 +27,7 @@ _DETAILS = (
         "src.teacher.prompt_tokens",
     ),
     *("src.distill.data_bridge", "src.core.store_writer", "src.core.data_utils", "src.exp.choices"),
-    *("src.teacher.export", "src.teacher.text", "src.teacher.tiny_llm"),
+    *("src.teacher.export", "src.teacher.text", "src.teacher.tiny_llm", "src.teacher.encoder.kept"),
 )
 _LINE_EVERY_S = 60.0
 

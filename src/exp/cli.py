@@ -35,6 +35,7 @@ from src.exp.command_line import check_groups, explain
 
 log = get_logger(__name__)
 _JOBS = "jobs.jsonl"  # of a sweep: every job, its folder, how it ended
+STAGES_THAT_TRAIN = ("teacher", "student_baseline", "distill")
 _asked: list[Path] = []  # what `hydra.run.dir` says
 
 
@@ -190,7 +191,8 @@ def _open_logs(run: Run, cfg: DictConfig, config: Mapping[str, Any]) -> None:
         for name, value in (("config", cfg), ("overrides", h.overrides.task), ("hydra", hydra_cfg)):
             write_text(saved / f"{name}.yaml", OmegaConf.to_yaml(value))
         write_json(saved / "config.json", {"config": config, "overrides": list(h.overrides.task)})
-        log.info("%s %s begins; its result: %s", run.stage, run.fingerprint or "(debug run)", run.dir)
+        if run.stage not in STAGES_THAT_TRAIN:  # these say it with the device, which takes torch to know
+            log.info("%s %s begins; its result: %s", run.stage, run.fingerprint, run.dir)
     if h.job.chdir:
         os.chdir(run.dir)
 

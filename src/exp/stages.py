@@ -39,6 +39,11 @@ from src.teacher.quality import ensure_quality
 log = get_logger(__name__)
 
 
+def _begin(run: Run, what: str, config: Any) -> None:
+    device, fp = describe_device(config), run.fingerprint or "(debug run)"
+    log.info("%s %s: %s; %s; its result: %s", run.stage, fp, what, device, run.dir)
+
+
 def run_teacher(settings: Settings, run: Run) -> float | None:
     """Train the teacher, rank the samples, write the store, and record how good its rankings are."""
     from src.teacher.llm_loading import check_llms  # these cost seconds, which no student's process needs
@@ -47,9 +52,10 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
     config = settings.teacher
     check_llms(config)  # before anything is trained
     if wants_overfit(config):  # a debug help: the run keeps no fingerprint and is nobody's result
+        _begin(run, f"lets {config.name} learn a few rows by heart", config)
         overfit(config, load_dataset(settings.dataset), run)
         return None
-    log.info("teacher: trains %s and exports its rankings; %s", config.name, describe_device(config))
+    _begin(run, f"trains {config.name} and exports its rankings", config)
     data = load_dataset(settings.dataset)
     candidates = load_candidates(settings.eval.candidates, data)  # before the training: it may refuse
     exported, tuned = (selected_ids(place, settings, data) for place in ("export", "teacher_train"))
@@ -80,7 +86,7 @@ def run_teacher(settings: Settings, run: Run) -> float | None:
 
 def run_student_baseline(settings: Settings, run: Run) -> float | None:
     """Train the student without a teacher."""
-    log.info("baseline: trains %s; %s", settings.student.name, describe_device(settings.student))
+    _begin(run, f"trains {settings.student.name} without a teacher", settings.student)
     data = load_dataset(settings.dataset)
     candidates = load_candidates(settings.eval.candidates, data)
     with training_folder(run) as folder:
@@ -100,12 +106,7 @@ def run_student_baseline(settings: Settings, run: Run) -> float | None:
 def run_distill(settings: Settings, run: Run) -> float | None:
     """Train the student with the rows of the teacher-output store."""
     student_name, teacher = settings.student.name, settings.teacher.name
-    log.info(
-        "distill: trains %s with the outputs of %s; %s",
-        student_name,
-        teacher,
-        describe_device(settings.student),
-    )
+    _begin(run, f"trains {student_name} with the outputs of {teacher}", settings.student)
     data = load_dataset(settings.dataset)
     candidates = load_candidates(settings.eval.candidates, data)
     store = TeacherStore(settings.teacher_dir, data.fingerprint)
@@ -172,9 +173,7 @@ def run_eval_all(settings: Settings, run: Run) -> None:
     for row in rows:
         first = {**row.times(), **first}
     run.write_times(False, **first)
-    summary = (
-        f"{found.summary}Everything: {run.dir}/metrics/comparison.md, report.html and {run.dir}/plots/\n"
-    )
+    summary = f"{found.summary.strip()}\nEverything: {run.dir}/metrics/comparison.md, report.html and {run.dir}/plots/\n"
     write_text(run.dir / "metrics" / "summary.md", summary)  # a later run with nothing to do repeats it
     sys.stdout.write(summary)
 

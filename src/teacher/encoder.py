@@ -129,5 +129,5 @@ def frozen_encoder(
     manifest = load_manifest(folder, {"dataset_fingerprint": data.fingerprint, "fingerprint": fp}, fix)
     student, _ = load_student_model(folder, fingerprint=fp)
     value, seconds = (number_in(manifest, key, folder, fix) for key in ("valid_ndcg10", "train_seconds"))
-    log.info("frozen encoder %s: valid NDCG@10 %.4f", folder, value)
+    get_logger(f"{__name__}.kept").info("frozen encoder %s: valid NDCG@10 %.4f", folder, value)
     return FrozenEncoder(student, seconds, reused, sha256_file(folder / "model.safetensors"))

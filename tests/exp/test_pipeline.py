@@ -60,12 +60,9 @@ def test_four_stages_then_reuse(stage: Stage) -> None:
         (baseline, "trains sasrec"),
         (distilled, "the outputs of ilora"),
     ):
-        begins, what = run.err.splitlines()[:2]
-        assert re.search(rf"begins; its result: {run.folder}", begins) and re.search(
-            r" [0-9a-f]{12} ", begins
-        )
-        assert says in what and "device cpu, float32" in what
-        assert run.err.splitlines()[-1].endswith(f"is completed: {run.folder}")
+        begins, *_, ends = run.err.splitlines()
+        line = rf" [0-9a-f]{{12}}: .*{says}.*; device cpu, float32; its result: {run.folder}$"
+        assert re.search(line, begins) and ends.endswith(f"is completed: {run.folder}")
     times = _json(compared.folder / "metrics" / "time.json")
     assert set(times) == set(TIMES) and all(v > 0 for v in times.values())
     report = (compared.folder / "metrics" / "comparison.md").read_text()
