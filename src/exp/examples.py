@@ -119,8 +119,10 @@ def examples(
 
 def store_of(row: Row, data: InteractionData) -> TeacherStore | None:
     """The outputs of a teacher's row; None where they are not there any more."""
-    fields = row.metrics[0]
-    folder = teacher_output_dir(data.name, fields["teacher"], fields["teacher_fingerprint"])
+    name, fp = (row.metrics[0].get(key) for key in ("teacher", "teacher_fingerprint"))
+    if name is None or fp is None:
+        return None
+    folder = teacher_output_dir(data.name, name, fp)
     return TeacherStore(folder, data.fingerprint) if is_complete(folder) else None
 
 

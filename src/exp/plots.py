@@ -131,12 +131,18 @@ def _plot_costs(path: Path, whole: pd.DataFrame, costs: pd.DataFrame, metric: st
     panels = [(column, part) for column, part in panels if len(part)]
     if not panels:
         return
+    from matplotlib.ticker import LogLocator
+
     numbers = {model: number for number, model in enumerate(whole.model.unique())}
-    with picture(path, PAGE, 2.8, columns=len(panels)) as (figure, axes):
+    with picture(path, PAGE, 2.8, columns=len(panels), sharey=True) as (figure, axes):
         for axis, (column, part) in zip(axes[0], panels, strict=True):
             for model, x, y in zip(part.model, part[column], part.value, strict=True):
                 axis.plot(x, y, label=model, **{**mark(numbers[model]), "linestyle": ""})
             axis.set(xscale="log", xlabel=column, ylabel=metric)
+            axis.margins(x=0.15)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
         handles, labels = max(
             (a.get_legend_handles_labels() for a in axes[0]), key=lambda found: len(found[1])
         )

@@ -91,7 +91,7 @@ def test_page(rows: list[compare.Row], demo_data: InteractionData, users: list[s
     page = Page(html)
     text = " ".join(" ".join(page.texts).split())
     assert page.outside == [], "one self-contained file"
-    assert page.tags.count("script") == 1 and page.tags.count("svg") == 3, "titles are text"
+    assert page.tags.count("script") == 1 and page.tags.count("svg") == 4, "titles are text"
     assert f"a gain of {EVIL}" in text and f"{EVIL} [{demo_data.raw_items[3]}]" in text
     assert "0.6309" in text and "+0.1309 (+0.1309 to +0.1309)" in text
     assert (

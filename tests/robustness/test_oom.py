@@ -101,7 +101,9 @@ def test_gradients_do_not_depend_on_the_size_of_a_pass(
         with monkeypatch.context() as patch:
             patch.setenv("ANYO_DATA_ROOT", str(teacher_root / f"room{room}"))
             Memory(patch, room)
-            made = teacher(demo_data, *PASSES, f"teacher.train.micro_batch_size={size}")
+            made = teacher(
+                demo_data, *PASSES, f"teacher.train.micro_batch_size={size}", "teacher.export.batch_size=2"
+            )
             made.config = replace(made.config, train=replace(made.config.train, samples=64))
             made.prepare(None)
     assert sizes == [32, 8, 2], "auto: four halvings, where a number has three"
