@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from src.student.objective import Objective
 from src.student.trainer_baseline import FitResult, fit
 
 log = get_logger(__name__)
+_Settings = tuple[StudentConfig, DistillConfig, ActiveConfig, InteractionData, TeacherStore, EvalConfig]
 
 
 class Reselect:
@@ -133,13 +135,28 @@ def train_distilled(
     if not config.gate_rankings:
         report = {"used": True, "note": "rankings followed for every sample (distill.gate_rankings=false)"}
         return *trial(rows, selection=selection, held_out=held_out, folder=folder), report
+    return _gated(trial, rows, settings, seed, folder, run, selection, held_out)
+
+
+def _gated(
+    trial: Callable[..., tuple[Student, FitResult]],
+    rows: TeacherRows,
+    settings: _Settings,
+    seed: int,
+    folder: Path,
+    run: Run | None,
+    selection: Selection | None,
+    held_out: np.ndarray | None,
+) -> tuple[Student, FitResult, dict[str, Any]]:
+    """The better on validation of a student without rankings, and one that follows them where they are better."""
+    _, config, active, data, store, eval_config = settings
     inner = None if run is None else run.within("without_rankings")
     student, alone = trial(folder=folder / "without_rankings", run=inner)
     device = next(student.parameters()).device
     ranks = rank_samples(student, data, data.splits["valid"], eval_config.batch_size, device)
     shuffled = config.control in ("shuffle_rankings", "both")
     gate = ranking_gate(store, data, ranks, eval_config, seed, shuffled)
-    if not gate.follow.any() and selects:
+    if not gate.follow.any() and (selection is not None or active.meta is not None or _selects(active)):
         gate.report["note"] += f"; active={active.policy} had nothing to select from"
     log.info(gate.report["note"])
     if not gate.follow.any():
@@ -156,7 +173,7 @@ def train_distilled(
 
 
 def _train_once(
-    settings: tuple[StudentConfig, DistillConfig, ActiveConfig, InteractionData, TeacherStore, EvalConfig],
+    settings: _Settings,
     rows: TeacherRows | None = None,
     *,
     gate: np.ndarray | None = None,

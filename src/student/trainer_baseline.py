@@ -52,6 +52,17 @@ class FitState:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def add(
+        self, parts: dict[str, float], valid: dict[str, float], metric: str, config: StudentConfig
+    ) -> bool:
+        """Note an epoch, and whether it was the last; returns whether it is the best so far."""
+        self.epoch += 1
+        self.history.append({"epoch": self.epoch, **parts, **{f"valid/{k}": v for k, v in valid.items()}})
+        if is_best := valid[metric] > self.best_value:
+            self.best_epoch, self.best_value = self.epoch, valid[metric]
+        self.finished = self.epoch >= config.max_epochs or self.epoch - self.best_epoch >= config.patience
+        return is_best
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -95,65 +106,48 @@ def fit(
     device = next(objective.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
-    path = folder / "checkpoint.pt"
+    path, metric = folder / "checkpoint.pt", eval_config.select_metric
     optimizer, ema = make_optimizer(objective, config), Ema(objective, config.ema)
     valid = Samples(data, Selection(data.splits["valid"]), device)
-    state = load_checkpoint(path, fingerprint)
-    if state is None:
-        done, best, losses = FitState(), None, None
-        selection = selection or Selection(data.splits["train"])
-    else:
-        try:
-            done, best, losses, selection = _restore(state, objective, optimizer, ema)
-        except (KeyError, TypeError, ValueError, RuntimeError) as e:
-            raise UserError(
-                f"{path} does not fit this training: {type(e).__name__}: {str(e)[:300]}",
-                "the state that this version writes",
-                f"delete {path.parent} to train anew",
-            ) from e
-        log.info("going on after epoch %d of %s", done.epoch, path)
+    done, best, losses = FitState(), None, None
+    selection = selection or Selection(data.splits["train"])
+    if (state := load_checkpoint(path, fingerprint)) is not None:
+        done, best, losses, selection = _restore(state, objective, optimizer, ema, path)
         if run is not None:
             for entry in done.history:
                 _show(entry, run)
-    arranged = SequenceSamples if config.batching == "sequences" else Samples
-    samples = arranged(data, selection, device)
+    samples = _arranged(config, data, selection, device)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     watch = Stopwatch(done.seconds)
 
     while not done.finished:
         epoch = done.epoch
         if refresh is not None and (new := refresh(epoch, objective, losses)) is not None:
-            samples = arranged(data, new, device)
+            samples = _arranged(config, data, new, device)
         seed_everything(seed, "epoch", epoch)
         objective.start_epoch(epoch, samples)
         objective.train()
         started = watch.seconds()
         losses, parts = _train_epoch(compute, samples, config, optimizer, ema, seed, epoch)
         trained = watch.seconds()
+        parts |= {"loss": float(losses.mean()), "samples_per_s": len(samples) / (trained - started)}
+        parts |= {"lr": config.lr, "peak_memory_gib": peak_memory(device) / 2**30}
         with ema.in_place():
             metrics = validate(objective, valid, eval_config)
-            if (value := metrics[eval_config.select_metric]) > done.best_value:
-                done.best_epoch, done.best_value = epoch + 1, value
+            if done.add(parts, metrics, metric, config):
                 best = {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
-        done.history.append(
-            {
-                "epoch": epoch + 1,
-                "loss": float(losses.mean()),
-                **parts,
-                "samples_per_s": len(samples) / (trained - started),
-                "lr": config.lr,
-                "peak_memory_gib": peak_memory(device) / 2**30,
-                **{f"valid/{name}": metric for name, metric in metrics.items()},
-            }
-        )
-        done.epoch = epoch + 1
-        done.finished = done.epoch >= config.max_epochs or done.epoch - done.best_epoch >= config.patience
         done.seconds = watch.seconds()
-        _report(done, config, eval_config.select_metric, run)
+        _report(done, config, metric, run)
         save_checkpoint(path, _state(fingerprint, done, objective, optimizer, ema, best, losses, samples))
         check_stop()
     objective.load_state_dict(best)
     return FitResult(done.best_epoch, done.best_value, done.epoch, done.seconds, done.history)
+
+
+def _arranged(
+    config: StudentConfig, data: InteractionData, selection: Selection, device: torch.device
+) -> Samples:
+    return (SequenceSamples if config.batching == "sequences" else Samples)(data, selection, device)
 
 
 def _train_epoch(
@@ -237,13 +231,23 @@ def _state(
 
 
 def _restore(
-    state: dict[str, Any], objective: Objective, optimizer: torch.optim.Optimizer, ema: Ema
+    state: dict[str, Any], objective: Objective, optimizer: torch.optim.Optimizer, ema: Ema, path: Path
 ) -> tuple[FitState, dict[str, Tensor], np.ndarray, Selection]:
-    objective.load_state_dict(state["objective"])
-    optimizer.load_state_dict(state["optimizer"])
-    ema.restore(state["ema"]["weights"], state["ema"]["steps"])
-    selection = Selection(state["sample_ids"].numpy(), state["weights"].numpy())
-    return FitState(**state["progress"]), state["best"], state["losses"].numpy(), selection
+    try:
+        objective.load_state_dict(state["objective"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.restore(state["ema"]["weights"], state["ema"]["steps"])
+        selection = Selection(state["sample_ids"].numpy(), state["weights"].numpy())
+        done, losses = FitState(**state["progress"]), state["losses"].numpy()
+        best = state["best"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise UserError(
+            f"{path} does not fit this training: {type(e).__name__}: {str(e)[:300]}",
+            "the state that this version writes",
+            f"delete {path.parent} to train anew",
+        ) from e
+    log.info("going on after epoch %d of %s", done.epoch, path)
+    return done, best, losses, selection
 
 
 def _report(done: FitState, config: StudentConfig, metric: str, run: Run | None) -> None:
