@@ -153,7 +153,7 @@ def test_a_perfect_teacher_helps_and_its_control_does_not(
     assert of_control < gain / 3
 
 
-@pytest.mark.parametrize("name", ["sasrec_dllm2rec", "gru4rec", "caser_dllm2rec"])
+@pytest.mark.parametrize("name", ["sasrec_dllm2rec", "gru4rec", "caser", "caser_dllm2rec"])
 def test_other_students_learn_from_the_ranking(world: World, tmp_path: Path, name: str) -> None:
     config = student_settings(name, loss="bce", max_epochs=16)  # the moving average needs its steps
     alone, _ = train_student(config, world.data, EVAL, seed=1, folder=tmp_path / "b", fingerprint="b")
