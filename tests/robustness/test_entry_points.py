@@ -145,7 +145,7 @@ def test_sizes_and_memory_by_hand(tmp_path: Path) -> None:
     parts = costs.memory(settings.teacher, size, 10)
     assert parts["weights"] == 2 * 6_738_415_616 and parts["trained"] == 16 * 39_976_960
     # 64 samples x 168 tokens x 4096 x 34 bytes x 32 blocks, and the answers' logits
-    assert parts["activations"] == pytest.approx(64 * 168 * 4096 * 34 * 32 + 64 * 16 * 32000 * 8)
+    assert parts["activations"] == pytest.approx(24 * 168 * 4096 * 34 * 32 + 24 * 16 * 32000 * 8)
     assert size.in_blocks == 6_738_415_616 - 2 * 32000 * 4096 - 4096  # tables and the last norm
     assert costs.DEVICES["a100"].speed("bfloat16") == pytest.approx(0.4 * 312e12)
 
