@@ -13,21 +13,25 @@ from src.core.paths import data_root, result_root
 from src.core.runs import TIMES
 from tests.exp.conftest import TINY, TINY_TEACHER, Stage
 
+PROFILE = (
+    "+experiment=smoke"  # with all its values overridden: the runs are those of the same command without it
+)
+
 
 def _json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
 def test_four_stages_then_reuse(stage: Stage) -> None:
-    teacher = stage("run_teacher", *TINY, *TINY_TEACHER)
+    teacher = stage("run_teacher", PROFILE, *TINY, *TINY_TEACHER)
     assert teacher.code == 0, teacher.err
     control = stage("run_teacher", *TINY, "teacher=knn", "teacher.export.top_k=30")
     assert control.code == 0, control.err
-    baseline = stage("run_student_baseline", *TINY, *TINY_TEACHER)
+    baseline = stage("run_student_baseline", PROFILE, *TINY, *TINY_TEACHER)
     assert baseline.code == 0, baseline.err
-    distilled = stage("run_distill", *TINY, *TINY_TEACHER)
+    distilled = stage("run_distill", PROFILE, *TINY, *TINY_TEACHER)
     assert distilled.code == 0, distilled.err
-    compared = stage("run_eval_all", *TINY, *TINY_TEACHER)
+    compared = stage("run_eval_all", PROFILE, *TINY, *TINY_TEACHER)
     assert compared.code == 0, compared.err
 
     # every run leaves its configuration, state, times, metrics and ranks behind

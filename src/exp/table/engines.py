@@ -118,7 +118,11 @@ def command(job: Job, config: EngineConfig) -> list[str]:
     """The command line of a job."""
     python = [sys.executable]
     if job.stage in ("training", "teacher") and (n := config.processes_per_teacher) > 1:
-        python += ["-m", "accelerate.commands.launch", "--num_processes", str(n), "--main_process_port", "0"]
+        launch = [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+        ]  # without it a machine without GPUs gets one process
+        python += ["-m", *launch, "--num_processes", str(n), "--main_process_port", "0"]
     if (
         job.stage in PARTS
     ):  # which look for their artifacts themselves; their runs do not say what is still there
