@@ -287,13 +287,18 @@ class Settings:
 
     def variant(self, overrides: list[str]) -> Settings:
         """This configuration with further overrides; another teacher comes with that file's own values."""
-        mine = self.overrides
         if any(o.startswith("teacher=") for o in overrides):
-            # Every teacher has a seed; other settings of one teacher do not fit another.
-            mine = tuple(
-                o for o in mine if o.startswith("teacher.seed=") or not o.lstrip("+~").startswith("teacher")
-            )
-        made = Settings.compose([*mine, *overrides], strict=False)
+            # Every teacher has a seed; other settings of one teacher, a profile's too, do not fit another.
+            theirs = [o for o in overrides if o.lstrip("+~").startswith("teacher")]
+            seed = [o for o in self.overrides if o.startswith("teacher.seed=")]
+            teacher = Settings.compose([*seed, *theirs], strict=False).teacher
+            others = [o for o in overrides if o not in theirs]
+            base = Settings.compose([*self.overrides, *others], strict=False) if others else self
+            made = replace(base, teacher=teacher, overrides=(*self.overrides, *overrides))
+            if problems := made._contradictions():
+                raise ConfigError(problems)
+        else:
+            made = Settings.compose([*self.overrides, *overrides], strict=False)
         if problems := made._unread(overrides):  # what the command line set may be another variant's
             raise ConfigError(problems)
         return made

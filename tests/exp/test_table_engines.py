@@ -196,7 +196,7 @@ def test_what_a_job_runs(monkeypatch):
     assert command(student, config)[1:] == ["-m", "src.exp.run_distill", "seed=1", "skip_if_done=true"]
     assert command(part, config)[1:] == ["-m", "src.exp.run_part", "encoder", "seed=1"]
     launched = command(teacher, config)
-    assert launched[1:5] == ["-m", "accelerate.commands.launch", "--num_processes", "2"]
+    assert launched[1:6] == ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     assert launched[-4:] == ["-m", "src.exp.run_teacher", "seed=1", "skip_if_done=true"]
 
 
