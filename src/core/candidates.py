@@ -24,7 +24,6 @@ from src.core.artifacts import (
 )
 from src.core.config import config_group, determining, setting
 from src.core.data_utils import InteractionData
-from src.core.datasets.filters import plain_title
 from src.core.errors import UserError
 from src.core.logging import get_logger
 from src.core.paths import candidates_dir
@@ -47,6 +46,8 @@ class CandidateConfig:
 def normal_title(title: str) -> str:
     """Titles that are equal after this cannot be told apart in a list: case, spacing, composed and full-width
     forms do not count."""
+    from src.core.datasets.filters import plain_title  # pandas, which a run with nothing to do does without
+
     return plain_title(title).lower()
 
 

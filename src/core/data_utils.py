@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pa_parquet
 
 from src.core.artifacts import fingerprint, is_complete, load_manifest, load_npy, lock
 from src.core.config import determining
 from src.core.datasets.config import FORMAT_VERSION, DatasetConfig
 from src.core.datasets.download import fetch_missing
 from src.core.datasets.hashes import FileHashes
-from src.core.datasets.prepare import prepare, reader
+from src.core.datasets.readers import reader
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
 from src.core.logging import get_logger
@@ -145,6 +143,8 @@ def load_dataset(config: DatasetConfig) -> InteractionData:
     if not is_complete(folder):
         with lock(folder, log.info):
             if not is_complete(folder):
+                from src.core.datasets.prepare import prepare  # pandas
+
                 prepare(config, raw_folder(config), fp, folder)
                 FileHashes().remember(_files(folder))
     data = _open(config, fp, folder)
@@ -205,8 +205,11 @@ def _read(
 
 
 def _catalogue(path: Path) -> dict[str, list[str]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
     try:
-        table = pa_parquet.read_table(path, columns=["raw_id", "title"])
+        table = parquet.read_table(path, columns=["raw_id", "title"])
         ids, titles = (table.column(name).to_numpy().tolist() for name in ("raw_id", "title"))
     except (OSError, pa.ArrowException, KeyError) as e:
         raise UserError(

@@ -11,7 +11,7 @@ from src.teacher.llm_files import files_hash
 
 @config_group
 class TinyLLMConfig:
-    """The embedded LLM: a small Llama, pre-trained as a plain language model on the training split."""
+    """The embedded LLM: a small Llama, pre-trained as a plain language model on sentences and the training split."""
 
     vocab_size: int = setting("entries of the byte-level BPE vocabulary", ge=300)
     hidden_size: int = setting("width H", ge=8)
@@ -21,6 +21,10 @@ class TinyLLMConfig:
     context: int = setting("longest input in tokens", ge=16)
     epochs: int = setting("passes over the training split's text", ge=0)
     samples: int = setting("training samples read as text in each pass (a new draw per pass)", ge=1)
+    sentences: int = setting(
+        "texts about words read in each pass; only words of the titles that the embedded vocabulary knows are spoken of",
+        ge=0,
+    )
     batch_size: int = setting("texts per pre-training step", ge=1)
     lr: float = setting("peak learning rate of pre-training (AdamW, 5 % warm-up, cosine)", gt=0.0)
 

@@ -1,8 +1,9 @@
 """The embedded language model: needs no download, fits two CPU cores, and is a real causal LM.
 
-A byte-level BPE tokenizer is trained on the catalogue's titles and the prompt's wordings, a small
-Llama is pre-trained as a plain language model on prompts with answers (titles only, no item vectors)
-of a part of the training split, then frozen. Teachers with the same settings share it.
+A byte-level BPE tokenizer is trained on the catalogue's titles, the prompt's wordings and the sentences, a small
+Llama is pre-trained as a plain language model on sentences about words (what they have in common, as any text of the
+world may tell; src/core/datasets/demo.py) and on prompts with answers (titles only, no item vectors) of a part of the
+training split, then frozen. Validation and test rows are never read. Teachers with the same settings share it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from src.core.artifacts import artifact_folder, is_complete, load_manifest, lock, write_manifest
 from src.core.data_utils import InteractionData
+from src.core.datasets.demo import sentences
 from src.core.errors import UserError
 from src.core.logging import get_logger, progress
 from src.core.paths import model_dir
@@ -101,9 +103,9 @@ def _make(
     folder: Path,
 ) -> float | None:
     wordings = [w for t in (*prompt.train, prompt.evaluation) for w in (t.prefix, t.choice)]
-    tokenizer = train_tokenizer(
-        [*(" " + t.strip() for t in data.titles[1:]), *wordings], config.vocab_size, config.context
-    )
+    titles = [" " + t.strip() for t in data.titles[1:]]
+    read = [" " + text for epoch in range(config.epochs) for text in _sentences(config, data, seed, epoch)]
+    tokenizer = train_tokenizer([*titles, *wordings, *read], config.vocab_size, config.context)
     seed_everything(seed, "tiny_llm")
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -125,6 +127,12 @@ def _make(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return loss
+
+
+def _sentences(config: TinyLLMConfig, data: InteractionData, seed: int, epoch: int) -> list[str]:
+    """What a pass reads about the words of the titles, of whose users it says nothing."""
+    known = {word for title in data.titles[1:] for word in title.split()}
+    return sentences(known, config.sentences, numpy_stream(seed, "tiny_llm_sentences", epoch))
 
 
 def _texts(
@@ -168,7 +176,8 @@ def _pretrain(
     """Plain next-token cross-entropy; returns the mean loss of the last pass."""
     train = data.splits["train"]
     per_epoch = min(config.samples, len(train))
-    steps_per_epoch = math.ceil(per_epoch / config.batch_size)
+    about_words = len(_sentences(config, data, seed, 0))
+    steps_per_epoch = math.ceil((per_epoch + about_words) / config.batch_size)
     total, step, mean = config.epochs * steps_per_epoch, 0, None
     warmup = max(1, total // 20)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -177,6 +186,9 @@ def _pretrain(
         started, tokens, losses = time.monotonic(), 0, 0.0
         chosen = numpy_stream(seed, "tiny_llm", epoch).permutation(train)[:per_epoch]
         texts = _texts(builder, data, chosen, epoch)
+        for text in _sentences(config, data, seed, epoch):
+            ids = np.array([*builder.tokens.start, *builder.tokens.of(" " + text)][: config.context])
+            texts.append((ids, np.ones(len(ids), bool)))
         # Neighbours in length share a batch; the batches come in random order.
         order = np.argsort([len(t) for t, _ in texts], kind="stable")
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+
 import numpy as np
+import pytest
 
 from src.core.data_utils import load_dataset
 from src.core.datasets import demo
@@ -12,7 +16,7 @@ def test_default_size(roots, dataset_config):
     data = load_dataset(dataset_config("demo"))
     users = len(data.offsets) - 1
     assert users == 600
-    assert 340 <= data.n_items <= 360
+    assert 900 <= data.n_items <= 1000
     assert 13 <= len(data.items) / users <= 17
     assert min(len(ids) for ids in data.splits.values()) > 500
 
@@ -32,9 +36,30 @@ def test_small_fixture(demo_data):
     assert all(len(ids) for ids in demo_data.splits.values())
 
 
-def test_titles_show_the_groups(dataset_config):
+@pytest.mark.parametrize(
+    "name, overrides, expected",
+    [
+        ("demo_study", (), "c4e113b30b6a9833"),
+        (
+            "demo",
+            ("items=360", "zipf=0.8", "late_share=0.08", "mood_weight=4", "names=0"),
+            "1159cb4da58ac9d2",
+        ),
+    ],
+)
+def test_logs_without_names_are_those_of_earlier_measurements(dataset_config, name, overrides, expected):
+    """Documented figures of demo_study, and those of the demo before titles had names, stay reproducible."""
+    log = demo.read(None, dataset_config(name, *(f"dataset.demo.{o}" for o in overrides)))
+    found = hashlib.sha256()
+    for values in (log.users.codes, log.items.codes, log.timestamps):
+        found.update(np.asarray(values).astype(np.int64).tobytes())
+    found.update("\n".join(log.titles.astype(str)).encode())
+    assert found.hexdigest()[:16] == expected
+
+
+def test_plain_titles_show_the_groups(dataset_config):
     """Every title is a mood, an adjective and a noun of one theme; words of a theme name its group."""
-    config = dataset_config("demo")
+    config = dataset_config("demo", "dataset.demo.names=0", "dataset.demo.items=360")
     group, mood, titles = demo._items(config.demo)
     assert len(titles) == 360 and len(set(titles)) >= 340
     for g, m, title in zip(group, mood, titles, strict=True):
@@ -45,11 +70,53 @@ def test_titles_show_the_groups(dataset_config):
     assert len(sizes) == 12 and sizes.max() - sizes.min() <= 1
 
 
-def test_popularity_is_skewed_and_some_items_are_rare(roots, dataset_config):
+def test_named_titles_hide_the_groups_from_whoever_counts_words(dataset_config):
+    """A synonym of the mood and a name of the theme in every title; a frequent word of the theme in about a third."""
+    group, mood, titles = demo._items(dataset_config("demo").demo)
+    assert len(set(titles)) == len(titles) == 1000
+    frequent = 0
+    for g, m, title in zip(group, mood, titles, strict=True):
+        synonym, *nouns, name = title.removesuffix(" 2").split()
+        assert synonym in demo._SYNONYMS[m].split() and name in demo.names(g)
+        assert len(nouns) <= 1 and set(nouns) <= set(demo._THEMES[g].split(";")[1].split())
+        frequent += len(nouns)
+    assert 0.3 < frequent / len(titles) < 0.4
+    seen = Counter(title.removesuffix(" 2").split()[-1] for title in titles)
+    assert max(seen.values()) == 1 or sum(n == 1 for n in seen.values()) > 0.9 * len(seen)
+
+
+def test_names_belong_to_one_theme():
+    made = [name for g in range(demo.MAX_GROUPS) for name in demo.names(g)]
+    common = {w for words in demo._THEMES for w in words.replace(";", " ").split()}
+    assert len(set(made)) == len(made) == demo.MAX_GROUPS * demo.MAX_NAMES
+    assert not common.intersection(made)
+
+
+def test_sentences_pair_words_of_one_topic(dataset_config):
+    """What is said of words is true of the vocabulary; no title is read out, and nothing but known words is spoken of."""
+    group, _, titles = demo._items(dataset_config("demo").demo)
+    known = {word for title in titles for word in title.split()}
+    texts = demo.sentences(known, 500, np.random.default_rng(1))
+    topics = [(set(common), set(rare)) for common, rare in demo.topics()]
+    spoken = set()
+    for text in texts:
+        words = [w for w in text.replace(".", "").split() if w[0].isupper()]
+        pairs = list(zip(words[::2], words[1::2], strict=True))
+        assert len(pairs) == 6
+        assert any(all(a in rare and b in common for a, b in pairs) for common, rare in topics)
+        assert all(a in known for a, _ in pairs)
+        assert not any(title in text for title in titles)
+        spoken.update(a for a, _ in pairs)
+    assert len(spoken) > 0.8 * len({t.split()[-1] for t in titles})
+    assert demo.sentences({"Star", "Wars"}, 5, np.random.default_rng(1)) == []
+
+
+def test_most_items_have_few_training_targets_and_some_are_new(roots, dataset_config):
     data = load_dataset(dataset_config("demo"))
-    counts = np.sort(np.bincount(data.items, minlength=data.n_items + 1)[1:])[::-1]
-    assert counts[: len(counts) // 10].sum() > 0.3 * counts.sum()
-    assert (data.train_counts()[1:] <= 2).sum() >= 15
+    counts = data.train_counts()
+    assert 0.3 < (counts[1:] < 5).mean() < 0.7
+    later = np.concatenate([data.targets(data.splits[s]) for s in ("valid", "test")])
+    assert (counts[later] == 0).sum() >= 50 and (counts[later] < 5).mean() > 0.2
 
 
 def test_next_group_follows_the_recent_group(roots, dataset_config):

@@ -27,6 +27,15 @@ class DemoConfig:
     zipf: float = setting("exponent of the popularity within a group; 0: all alike", ge=0.0)
     late_share: float = setting("share of the items released late in the year", ge=0.0, lt=1.0)
     mood_weight: float = setting("how much likelier an item of the user's mood is", gt=0.0)
+    names: int = setting(
+        "rare invented names per group in the titles; 0: titles of a few frequent words", ge=0, le=100
+    )
+    named_share: float = setting(
+        "share of the titles that show a frequent word of their group beside the name",
+        ge=0.0,
+        le=1.0,
+        when={"names": True},
+    )
     seed: int = setting("seed of the generator", ge=0)
 
 

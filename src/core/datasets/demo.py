@@ -1,27 +1,36 @@
-"""A generated log whose item groups can be read in the titles (the offline default dataset).
+"""Generated logs whose item groups can be read in the titles (the offline default dataset), and what is known of words.
 
-Ids are hard to learn from it (few interactions per item), text is not, so that a model that reads
+Ids are hard to learn from them (few interactions per item), text is not, so that a model that reads
 titles has something to teach one that does not. The process, all from `dataset.demo.seed`:
 
-- Items belong to groups (a theme: its nouns and adjectives are in the title) and to moods, which
-  all groups share (one more adjective, also in the title). Popularity within a group is Zipf.
+- Items belong to groups (a theme) and to moods, which all groups share. Popularity within a group is Zipf.
+- A title is "Mood Adjective Noun" in its theme's few words (`names: 0`), or the mood by one of its synonyms and a
+  name of the theme; `named_share` of the titles show a noun as well. Names are invented and rare: counting the words
+  of the titles says little about them, having read about them (`sentences`) says what they have in common.
 - A user has a current group and a mood. Each step keeps the group, moves to one of its two
   successors (a sparse transition between groups), or anywhere; the mood drifts slowly.
 - The next item is drawn from the current group by popularity times a preference for the user's
   mood, without repeats.
 - A share of the items is released late: they are rare in training and cold for many users.
 - Users arrive through the first ten months of a year; gaps between interactions are exponential.
+
+What words mean is the same for every dataset and seed, and nothing of it comes from a log: `sentences` is a function
+of the vocabulary alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from src.core.datasets.config import DatasetConfig, DemoConfig
-from src.core.datasets.raw_log import RawLog, encode, title_series
 from src.core.seed import numpy_stream
+
+if TYPE_CHECKING:
+    from src.core.datasets.raw_log import RawLog
 
 # One line per theme: adjectives; nouns. Neighbours share a word or two on purpose.
 _THEMES = """
@@ -43,7 +52,16 @@ Mystic Arcane Enchanted Spellbound Magical;Wizard Potion Sorcerer Rune Familiar 
 Political Diplomatic Loyal Treacherous Public;Senator Election Ballot Scandal Treaty Embassy Speech Case Throne
 """.strip().splitlines()
 _MOODS = ["Bright", "Dark", "Quiet", "Furious", "Strange", "Gentle"]
-MAX_GROUPS = len(_THEMES)
+_SYNONYMS = """
+Bright Radiant Sunny Gleaming Luminous Dazzling Shining Vivid
+Dark Gloomy Shadowy Murky Dim Somber Dusky Sinister
+Quiet Silent Hushed Calm Still Serene Peaceful Muted
+Furious Raging Fierce Wrathful Stormy Enraged Savage Violent
+Strange Odd Peculiar Weird Uncanny Curious Bizarre Eerie
+Gentle Soft Mild Kindly Tame Delicate Soothing Warm
+""".strip().splitlines()
+_SENTENCES = ("{} and {}.", "{} is near {}.", "{} as well as {}.", "{} with {}.")
+MAX_GROUPS, MAX_NAMES = len(_THEMES), 100
 
 _STAY, _SUCCESSOR, _MOOD_DRIFT = 0.55, 0.21, 0.05
 _YEAR_START, _DAY = 1_577_836_800, 86_400
@@ -55,6 +73,8 @@ def files(raw_dir: Path, config: DatasetConfig) -> list[Path]:
 
 
 def read(raw_dir: Path, config: DatasetConfig) -> RawLog:
+    from src.core.datasets.raw_log import RawLog, encode, title_series
+
     assert config.demo is not None  # DatasetConfig.problems
     demo = config.demo
     group, mood, titles = _items(demo)
@@ -70,11 +90,49 @@ def read(raw_dir: Path, config: DatasetConfig) -> RawLog:
     )
 
 
+def names(theme: int) -> list[str]:
+    """The invented names that belong to a theme, `MAX_NAMES` of them, the same whatever the dataset."""
+    first, middle, last = "BCDFGKLMNPRSTVZ", "lnrsvmdkt", ("zo", "nth", "vu", "rix", "lda")
+    made = [f"{a}{e}{b}{o}{c}" for a in first for e in "aeiou" for b in middle for o in "aeiou" for c in last]
+    order = numpy_stream(0, "demo", "names").permutation(len(made))
+    return [made[i] for i in order[theme * MAX_NAMES : (theme + 1) * MAX_NAMES]]
+
+
+def topics() -> list[tuple[list[str], list[str]]]:
+    """Words that mean alike: the common ones of every theme and its names, a mood and its synonyms."""
+    themes = [(words.replace(";", " ").split(), names(g)) for g, words in enumerate(_THEMES)]
+    return [*themes, *((line.split(), line.split()) for line in _SYNONYMS)]
+
+
+def sentences(known: Collection[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Texts about words, each of three sentences on one topic: what an encyclopedia holds, of users and items nothing.
+
+    Args:
+        known: names and synonyms that may be spoken of; a topic without any is not.
+        count: texts.
+    """
+    spoken = [(common, own) for common, rare in topics() if (own := [w for w in rare if w in known])]
+    texts = []
+    share = np.array([len(rare) for _, rare in spoken]) / max(1, sum(len(rare) for _, rare in spoken))
+    for topic in rng.choice(len(spoken), count, p=share) if spoken else ():
+        common, rare = spoken[topic]
+        pairs = [f"{a} {b}" for a, b in zip(rng.choice(rare, 6), rng.choice(common, 6), strict=True)]
+        forms = rng.choice(_SENTENCES, 3)
+        texts.append(" ".join(f.format(*pairs[2 * i : 2 * i + 2]) for i, f in enumerate(forms)))
+    return texts
+
+
 def _items(demo: DemoConfig) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Group [N] and mood [N] of every item, and its title "Mood Adjective Noun"."""
+    """Group [N] and mood [N] of every item, and its title."""
     rng = numpy_stream(demo.seed, "demo", "items")
     group = rng.permutation(np.arange(demo.items) % demo.groups)
     mood = rng.integers(len(_MOODS), size=demo.items)
+    titles = _named_titles(demo, group, mood, rng) if demo.names else _plain_titles(group, mood, rng)
+    return group, mood, titles
+
+
+def _plain_titles(group: np.ndarray, mood: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """ "Mood Adjective Noun" """
     titles: list[str] = []
     unused: dict[tuple[int, int], list[str]] = {}
     part: dict[tuple[int, int], int] = {}
@@ -86,7 +144,24 @@ def _items(demo: DemoConfig) -> tuple[np.ndarray, np.ndarray, list[str]]:
             part[key] = part.get(key, 0) + 1
         sequel = f" {part[key]}" if part[key] > 1 else ""  # all pairs of words are taken: "Alien 2"
         titles.append(f"{_MOODS[key[1]]} {unused[key].pop()}{sequel}")
-    return group, mood, titles
+    return titles
+
+
+def _named_titles(
+    demo: DemoConfig, group: np.ndarray, mood: np.ndarray, rng: np.random.Generator
+) -> list[str]:
+    """ "Synonym Name" or "Synonym Noun Name"; a name is used again, as "Name 2", once all of the theme's are taken."""
+    titles, used = [""] * demo.items, np.zeros(demo.groups, int)
+    order = [rng.permutation(names(g)[: demo.names]) for g in range(demo.groups)]
+    nouns = [line.split(";")[1].split() for line in _THEMES]
+    for i, (g, m) in enumerate(zip(group.tolist(), mood.tolist(), strict=True)):
+        part, at = divmod(used[g], demo.names)
+        used[g] += 1
+        words = [str(rng.choice(_SYNONYMS[m].split()))]
+        if rng.random() < demo.named_share:
+            words.append(str(rng.choice(nouns[g])))
+        titles[i] = " ".join([*words, order[g][at], *([str(part + 1)] if part else [])])
+    return titles
 
 
 def _walks(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from src.core.artifacts import artifact_folder, save_npy, write_manifest
 from src.core.config import determining
-from src.core.datasets import demo, reviews, split_files, tabular
 from src.core.datasets.config import FORMAT_VERSION, DatasetConfig
 from src.core.datasets.filters import Filters
 from src.core.datasets.raw_log import RawLog, RawSplits
+from src.core.datasets.readers import reader
 from src.core.datasets.statistics import Prepared, write_statistics
 from src.core.errors import UserError
 from src.core.leaks import check_no_leaks
@@ -24,25 +22,6 @@ from src.core.signals import check_stop
 from src.core.splits import NAMES, require_samples, split_samples
 
 log = get_logger(__name__)
-
-
-class Reader(Protocol):
-    def files(self, raw_dir: Path, config: DatasetConfig) -> list[Path]:
-        """The raw files (their hashes enter the fingerprint); raises UserError when one is missing."""
-
-    def read(self, raw_dir: Path, config: DatasetConfig) -> RawLog | RawSplits:
-        """The data; raises UserError with file and line where it cannot be parsed."""
-
-
-# Readers by the name in `dataset.reader`; all others are two tables (`tabular`). To add a source of two tables, add a
-# line to `tabular._SOURCES`; for any other, a module with the two functions of `Reader`. Name it in `config.READERS`
-# and here, and its addresses in `sources.py` if it can be downloaded.
-_AMAZON = {"amazon_2014": reviews, "amazon_2018": reviews}
-_OTHERS: Mapping[str, Reader] = {"demo": demo, "ilora": split_files, "steam": reviews, **_AMAZON}
-
-
-def reader(name: str) -> Reader:
-    return _OTHERS.get(name, tabular)
 
 
 def prepare(config: DatasetConfig, raw_folder: Path, fp: str, folder: Path) -> None:
