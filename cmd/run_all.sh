@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every stage: teacher, control teacher (knn), baseline, distillation, comparison. Finished stages are
-# skipped; pass skip_if_done=false to start over.
+# Runs every stage: teacher, its rival (tfidf) and control (knn); baseline, distillation and distillation from the
+# rival for three seeds; comparison. Finished stages are skipped; pass skip_if_done=false to start over.
 # Arguments are Hydra overrides for all stages (e.g. bash cmd/run_all.sh dataset=movielens).
 set -euo pipefail
 

@@ -16,11 +16,13 @@ _OF_A_TEACHER = re.compile(r"[+~]{0,2}teacher([./@=]|$)")
 
 
 class Job(NamedTuple):
-    """One stage: its title, its name, its overrides."""
+    """One stage: its title, its name, its overrides, and whether it belongs to the words as rival, which a dataset
+    without words in its titles does not have."""
 
     title: str
     stage: str
     arguments: list[str]
+    rival: bool = False
 
 
 def main() -> int:
@@ -31,11 +33,17 @@ def main() -> int:
         return 0
     from src.exp.cli import launch
 
-    for number, (title, stage, arguments) in enumerate(todo, 1):
+    words = True
+    for number, (title, stage, arguments, rival) in enumerate(todo, 1):
+        if rival and not words:
+            continue
         sys.stderr.write(f"== {number}/{len(todo)} {title}\n")
         # Hydra takes the last value of a key: the user's own skip_if_done wins.
         code = launch(stage, ["skip_if_done=true", *arguments], "bash cmd/run_all.sh")
-        if code:
+        if code == 2 and rival:
+            sys.stderr.write("run_all: goes on without this rival\n")
+            words = False
+        elif code:
             sys.stderr.write(f"run_all: {title} ended with exit status {code}\n")
             return code
     return 0
@@ -48,15 +56,16 @@ def jobs(mine: Sequence[str]) -> list[Job]:
     words = ["teacher=tfidf", *without]
     each = [("", [])] if seeds is None else [(f", seed {s}", [f"seed={s}"]) for s in seeds]
     together = [] if seeds is None else [f"compare.seeds={list(seeds)}".replace(" ", "")]
-    return [
+    asked = [
         Job("teacher", "teacher", mine),
-        Job("rival: words alone (tfidf)", "teacher", words),
+        Job("rival: words alone (tfidf)", "teacher", words, True),
         Job("control teacher (knn)", "teacher", ["teacher=knn", *without]),
         *(Job(f"student baseline{name}", "student_baseline", [*mine, *seed]) for name, seed in each),
         *(Job(f"distillation{name}", "distill", [*mine, *seed]) for name, seed in each),
-        *(Job(f"distillation from words{name}", "distill", [*words, *seed]) for name, seed in each),
+        *(Job(f"distillation from words{name}", "distill", [*words, *seed], True) for name, seed in each),
         Job("comparison", "eval_all", [*mine, *together]),
     ]
+    return [job for job in asked if not (job.rival and "teacher=tfidf" in mine)]
 
 
 def _seeds(mine: Sequence[str]) -> tuple[int, ...] | None:
@@ -85,7 +94,7 @@ def _all_done(todo: Sequence[Job], mine: Sequence[str]) -> str | None:
         if root.dry_run or not root.skip_if_done:
             return None
         done = find_runs(state="completed")
-        for _, stage, arguments in todo:
+        for _, stage, arguments, _ in todo:
             settings = Settings.compose(arguments)
             fingerprint, _ = identity_of(stage, settings, compose_values(arguments))
             runs = [run for run in done if (run.stage, run.fingerprint) == (stage, fingerprint)]

@@ -10,6 +10,16 @@ from src.teacher.llm_files import files_hash
 
 
 @config_group
+class TinyWordsConfig:
+    """Pre-training that also reads sentences about the words of generated titles: what they have in common."""
+
+    texts: int = setting("texts of three sentences read in each pass; they say nothing of users", ge=1)
+    epochs: int = setting("passes", ge=0)
+    samples: int = setting("training samples read beside them in each pass", ge=1)
+    batch_size: int = setting("texts per pre-training step", ge=1)
+
+
+@config_group
 class TinyLLMConfig:
     """The embedded LLM: a small Llama, pre-trained as a plain language model on sentences and the training split."""
 
@@ -21,12 +31,9 @@ class TinyLLMConfig:
     context: int = setting("longest input in tokens", ge=16)
     epochs: int = setting("passes over the training split's text", ge=0)
     samples: int = setting("training samples read as text in each pass (a new draw per pass)", ge=1)
-    sentences: int = setting(
-        "texts about words read in each pass; only words of the titles that the embedded vocabulary knows are spoken of",
-        ge=0,
-    )
     batch_size: int = setting("texts per pre-training step", ge=1)
     lr: float = setting("peak learning rate of pre-training (AdamW, 5 % warm-up, cosine)", gt=0.0)
+    words: TinyWordsConfig = setting("instead, where the titles are generated ones (dataset=demo)")
 
     def problems(self) -> list[str]:
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:

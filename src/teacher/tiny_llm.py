@@ -29,7 +29,7 @@ from src.core.run import Stopwatch
 from src.core.seed import numpy_stream, seed_everything
 from src.core.signals import check_stop
 from src.teacher.config import llm_fingerprint
-from src.teacher.config_parts import PromptConfig, TinyLLMConfig
+from src.teacher.config_parts import PromptConfig, TinyLLMConfig, TinyWordsConfig
 from src.teacher.prompts import PLACEHOLDER, PromptBuilder
 
 FORMAT_VERSION = 2  # the manifest names its own fingerprint
@@ -104,7 +104,8 @@ def _make(
 ) -> float | None:
     wordings = [w for t in (*prompt.train, prompt.evaluation) for w in (t.prefix, t.choice)]
     titles = [" " + t.strip() for t in data.titles[1:]]
-    read = [" " + text for epoch in range(config.epochs) for text in _sentences(config, data, seed, epoch)]
+    passes = range(config.words.epochs)
+    read = [text for epoch in passes for text in _sentences(config.words, data, seed, epoch)]
     tokenizer = train_tokenizer([*titles, *wordings, *read], config.vocab_size, config.context)
     seed_everything(seed, "tiny_llm")
     model = LlamaForCausalLM(
@@ -129,10 +130,11 @@ def _make(
     return loss
 
 
-def _sentences(config: TinyLLMConfig, data: InteractionData, seed: int, epoch: int) -> list[str]:
-    """What a pass reads about the words of the titles, of whose users it says nothing."""
+def _sentences(config: TinyWordsConfig, data: InteractionData, seed: int, epoch: int) -> list[str]:
+    """What a pass reads about the words of the titles, of whose users it says nothing; of real titles: nothing."""
     known = {word for title in data.titles[1:] for word in title.split()}
-    return sentences(known, config.sentences, numpy_stream(seed, "tiny_llm_sentences", epoch))
+    rng = numpy_stream(seed, "tiny_llm_sentences", epoch)
+    return [f" {text}" for text in sentences(known, config.texts, rng)]
 
 
 def _texts(
@@ -174,26 +176,26 @@ def _pretrain(
     device: torch.device,
 ) -> float | None:
     """Plain next-token cross-entropy; returns the mean loss of the last pass."""
-    train = data.splits["train"]
-    per_epoch = min(config.samples, len(train))
-    about_words = len(_sentences(config, data, seed, 0))
-    steps_per_epoch = math.ceil((per_epoch + about_words) / config.batch_size)
-    total, step, mean = config.epochs * steps_per_epoch, 0, None
+    train, about_words = data.splits["train"], len(_sentences(config.words, data, seed, 0))
+    plan = config.words if about_words else config
+    per_epoch = min(plan.samples, len(train))
+    steps_per_epoch = math.ceil((per_epoch + about_words) / plan.batch_size)
+    total, step, mean = plan.epochs * steps_per_epoch, 0, None
     warmup = max(1, total // 20)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
-    for epoch in range(config.epochs):
+    for epoch in range(plan.epochs):
         started, tokens, losses = time.monotonic(), 0, 0.0
         chosen = numpy_stream(seed, "tiny_llm", epoch).permutation(train)[:per_epoch]
         texts = _texts(builder, data, chosen, epoch)
-        for text in _sentences(config, data, seed, epoch):
-            ids = np.array([*builder.tokens.start, *builder.tokens.of(" " + text)][: config.context])
+        for text in _sentences(config.words, data, seed, epoch):
+            ids = np.array([*builder.tokens.start, *builder.tokens.of(text)][: config.context])
             texts.append((ids, np.ones(len(ids), bool)))
         # Neighbours in length share a batch; the batches come in random order.
         order = np.argsort([len(t) for t, _ in texts], kind="stable")
-        batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+        batches = [order[i : i + plan.batch_size] for i in range(0, len(order), plan.batch_size)]
         numpy_stream(seed, "tiny_llm_order", epoch).shuffle(batches)
-        for rows in progress(batches, f"tiny LLM pass {epoch + 1}/{config.epochs}"):
+        for rows in progress(batches, f"tiny LLM pass {epoch + 1}/{plan.epochs}"):
             ids, real = (tensor.to(device) for tensor in _padded([texts[row] for row in rows]))
             rate = min(1.0, (step + 1) / warmup)
             if step >= warmup:

@@ -32,6 +32,8 @@ TINY_TEACHER = (
     "teacher.llm.tiny.heads=2",
     "teacher.llm.tiny.vocab_size=300",
     "teacher.llm.tiny.epochs=1",
+    "teacher.llm.tiny.words.epochs=1",
+    "teacher.llm.tiny.words.texts=40",
     "teacher.export.top_k=30",
 )
 

@@ -291,20 +291,12 @@ def test_a_disk_that_takes_no_writes_needs_no_lock(tmp_path: Path, monkeypatch: 
             pass
 
 
-def test_run_all_in_order_with_a_control_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Overrides of the teacher do not reach the control; the first failure ends the command."""
+def test_run_all_in_order_with_its_rivals(monkeypatch: pytest.MonkeyPatch, roots: Path) -> None:
+    """Overrides of the teacher do not reach rival and control; three seeds; the first failure ends the command."""
     from src.exp import cli, run_all
 
-    mine = [
-        "dataset=movielens",
-        "teacher.lr=1e-3",
-        "teacher/llm=local",
-        "++teacher.x=1",
-        "~teacher.y",
-        "teacher_note=1",
-    ]
-    calls: list[tuple[str, list[str]]] = []
-    failing = ""
+    mine = ["dataset=demo_study", "teacher.train.lr=1e-3", "teacher/llm=local", "teacher.llm.path=x", "seed=4"]
+    rest, skip, calls, failing = ["dataset=demo_study", "seed=4"], ["skip_if_done=true"], [], ""
 
     def launch(stage: str, arguments: list[str], command: str) -> int:
         calls.append((stage, arguments))
@@ -314,16 +306,51 @@ def test_run_all_in_order_with_a_control_teacher(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cli, "launch", launch)
     monkeypatch.setattr(sys, "argv", ["run_all", *mine])
     assert run_all.main() == 0
-    skip = ["skip_if_done=true"]
+    seeds = ["seed=4", "seed=5", "seed=6"]
     assert calls == [
         ("teacher", skip + mine),
-        ("teacher", [*skip, "teacher=knn", "dataset=movielens", "teacher_note=1"]),
-        ("student_baseline", skip + mine),
-        ("distill", skip + mine),
-        ("eval_all", skip + mine),
+        ("teacher", [*skip, "teacher=tfidf", *rest]),
+        ("teacher", [*skip, "teacher=knn", *rest]),
+        *(("student_baseline", [*skip, *mine, seed]) for seed in seeds),
+        *(("distill", [*skip, *mine, seed]) for seed in seeds),
+        *(("distill", [*skip, "teacher=tfidf", *rest, seed]) for seed in seeds),
+        ("eval_all", [*skip, *mine, "compare.seeds=[4,5,6]"]),
     ]
     failing = "student_baseline"
     assert run_all.main() == 3 and calls[-1][0] == "student_baseline"
+
+
+def test_run_all_without_words_in_the_titles(monkeypatch: pytest.MonkeyPatch, roots: Path) -> None:
+    """Where TF-IDF cannot be had (exit code 2) the rest runs on; and it is no rival of itself."""
+    from src.exp import cli, run_all
+
+    calls: list[list[str]] = []
+
+    def launch(stage: str, arguments: list[str], command: str) -> int:
+        calls.append(arguments)
+        return 2 if "teacher=tfidf" in arguments else 0
+
+    monkeypatch.setattr(cli, "launch", launch)
+    monkeypatch.setattr(sys, "argv", ["run_all", "teacher=sasrec"])
+    assert run_all.main() == 0
+    assert sum("teacher=tfidf" in arguments for arguments in calls) == 1
+    assert calls[-1] == ["skip_if_done=true", "teacher=sasrec", "compare.seeds=[2024,2025,2026]"]
+    assert not any(job.rival for job in run_all.jobs(["teacher=tfidf"]))
+
+
+@pytest.mark.parametrize(
+    "mine, seeds",
+    [
+        (["compare.seeds=[7]"], ["seed=7"]),
+        (["-m", "seed=1,2"], []),  # a sweep is Hydra's
+        (["dataset.no_such_key=1"], []),  # the first stage says what is wrong
+    ],
+)
+def test_seeds_of_run_all(mine: list[str], seeds: list[str]) -> None:
+    from src.exp.run_all import jobs
+
+    found = [job.arguments for job in jobs(mine) if job.stage == "student_baseline"]
+    assert found == [[*mine, seed] for seed in seeds] or found == [mine] and not seeds
 
 
 def test_an_unusable_gpu_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ TINY = [
     "teacher.llm.tiny.layers=2",
     "teacher.llm.tiny.heads=2",
     "teacher.llm.tiny.epochs=1",
+    "teacher.llm.tiny.words.epochs=1",
+    "teacher.llm.tiny.words.texts=40",
 ]
 SMALL = [
     "teacher.encoder.width=16",

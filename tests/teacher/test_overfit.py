@@ -28,9 +28,9 @@ ITEM = ("teacher.objective.lm=0",)
 # As wide as the shipped one, and pre-trained for as many steps per title: sure enough of the small demo's answers.
 SURE = (
     "teacher.llm.tiny.hidden_size=64",
-    "teacher.llm.tiny.batch_size=8",
+    "teacher.llm.tiny.words.batch_size=8",
     "teacher.llm.tiny.lr=0.006",
-    "teacher.llm.tiny.epochs=3",
+    "teacher.llm.tiny.words.epochs=3",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,3 +47,20 @@ def test_the_folder_of_other_settings_is_refused(make_config, demo_data, teacher
     shutil.copytree(mine, mine.with_name(fingerprint))
     with pytest.raises(UserError, match=f"fingerprint is '{mine.name}'; expected '{fingerprint}'; delete "):
         tiny_llm_folder(other, *how)
+
+
+def test_validation_and_test_rows_are_not_read(make_config, demo_data, tmp_path, monkeypatch):
+    """Other targets there, the same model bit for bit: sentences and tokenizer know titles, not who chose them."""
+    monkeypatch.setenv("ANYO_DATA_ROOT", str(tmp_path / "a"))
+    config = make_config()
+    how = (config.prompt, demo_data, config.seed, torch.device("cpu"))
+    made = tiny_llm_folder(config.llm.tiny, *how)
+    held_out = np.concatenate([demo_data.rows(demo_data.splits[s]) for s in ("valid", "test")])
+    items = np.array(demo_data.items)
+    items[held_out] = items[held_out][::-1]
+    other = replace(demo_data, items=items)
+    assert (other.targets(demo_data.splits["test"]) != demo_data.targets(demo_data.splits["test"])).any()
+    monkeypatch.setenv("ANYO_DATA_ROOT", str(tmp_path / "b"))
+    again = tiny_llm_folder(config.llm.tiny, config.prompt, other, *how[2:])
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (made / name).read_bytes() == (again / name).read_bytes()

@@ -21,6 +21,7 @@ of the vocabulary alone.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,7 @@ def read(raw_dir: Path, config: DatasetConfig) -> RawLog:
     )
 
 
+@cache
 def names(theme: int) -> list[str]:
     """The invented names that belong to a theme, `MAX_NAMES` of them, the same whatever the dataset."""
     first, middle, last = "BCDFGKLMNPRSTVZ", "lnrsvmdkt", ("zo", "nth", "vu", "rix", "lda")
@@ -108,13 +110,14 @@ def sentences(known: Collection[str], count: int, rng: np.random.Generator) -> l
     """Texts about words, each of three sentences on one topic: what an encyclopedia holds, of users and items nothing.
 
     Args:
-        known: names and synonyms that may be spoken of; a topic without any is not.
+        known: names and synonyms that may be spoken of; a topic without any is not. Without a name: no texts.
         count: texts.
     """
+    if not any(name in known for theme in range(MAX_GROUPS) for name in names(theme)):
+        return []
     spoken = [(common, own) for common, rare in topics() if (own := [w for w in rare if w in known])]
-    texts = []
-    share = np.array([len(rare) for _, rare in spoken]) / max(1, sum(len(rare) for _, rare in spoken))
-    for topic in rng.choice(len(spoken), count, p=share) if spoken else ():
+    texts, share = [], np.array([len(rare) for _, rare in spoken])
+    for topic in rng.choice(len(spoken), count, p=share / share.sum()):
         common, rare = spoken[topic]
         pairs = [f"{a} {b}" for a, b in zip(rng.choice(rare, 6), rng.choice(common, 6), strict=True)]
         forms = rng.choice(_SENTENCES, 3)
