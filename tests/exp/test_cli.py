@@ -295,7 +295,13 @@ def test_run_all_in_order_with_its_rivals(monkeypatch: pytest.MonkeyPatch, roots
     """Overrides of the teacher do not reach rival and control; three seeds; the first failure ends the command."""
     from src.exp import cli, run_all
 
-    mine = ["dataset=demo_study", "teacher.train.lr=1e-3", "teacher/llm=local", "teacher.llm.path=x", "seed=4"]
+    mine = [
+        "dataset=demo_study",
+        "teacher.train.lr=1e-3",
+        "teacher/llm=local",
+        "teacher.llm.path=x",
+        "seed=4",
+    ]
     rest, skip, calls, failing = ["dataset=demo_study", "seed=4"], ["skip_if_done=true"], [], ""
 
     def launch(stage: str, arguments: list[str], command: str) -> int:
