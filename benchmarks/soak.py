@@ -36,7 +36,7 @@ TINY = (
     ),
     *("teacher.train.epochs=1", "teacher.train.samples=64", "teacher.train.eval_samples=32"),
     *("teacher.encoder.max_epochs=2", "teacher.llm.tiny.layers=1", "teacher.llm.tiny.hidden_size=32"),
-    *("teacher.llm.tiny.heads=2", "teacher.llm.tiny.vocab_size=300", "teacher.llm.tiny.epochs=1"),
+    *("teacher.llm.tiny.heads=2", "teacher.llm.tiny.vocab_size=300", "teacher.llm.tiny.words.epochs=1"),
     *("teacher.export.top_k=30", "teacher.export.shard_size=40"),
 )
 

@@ -109,7 +109,12 @@ def prepared(raw: str | None, *overrides: str) -> IloraTeacher:
     from src.teacher.ilora_teacher import IloraTeacher
 
     dataset = ["dataset=movielens", f"dataset.raw_dir={Path(raw).resolve()}"] if raw else ["dataset=demo"]
-    small = ["teacher.llm.tiny.epochs=0", "teacher.encoder.max_epochs=1", "teacher.prompt.candidates=20"]
+    small = [
+        "teacher.llm.tiny.epochs=0",
+        "teacher.llm.tiny.words.epochs=0",
+        "teacher.encoder.max_epochs=1",
+        "teacher.prompt.candidates=20",
+    ]
     data_config, config = composed(*dataset, *small, *overrides)
     teacher = IloraTeacher(config, load_dataset(data_config))
     teacher.open()
