@@ -270,7 +270,7 @@ def test_offline_says_what_to_do(tmp_path, dataset_config, monkeypatch):
 
 
 def test_every_source_is_encrypted_and_names_what_its_reader_wants(tmp_path, dataset_config):
-    from src.core.datasets.prepare import reader
+    from src.core.datasets.readers import reader
     from src.core.paths import CONF
 
     known = 0

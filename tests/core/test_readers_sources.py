@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from src.core.data_utils import load_dataset
-from src.core.datasets.prepare import reader
+from src.core.datasets.readers import reader
 from src.core.datasets.tabular import clean_title
 from src.core.errors import UserError
 

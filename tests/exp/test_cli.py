@@ -359,6 +359,39 @@ def test_seeds_of_run_all(mine: list[str], seeds: list[str]) -> None:
     assert found == [[*mine, seed] for seed in seeds] or found == [mine] and not seeds
 
 
+def test_run_all_with_nothing_to_do_imports_nothing_that_trains(roots: Path) -> None:
+    """Every stage has a completed run: the earlier summary, without torch, transformers or pandas; else no answer."""
+    from src.exp.identity import identity_of
+    from src.exp.overrides import compose_values
+    from src.exp.run_all import jobs
+    from src.exp.settings import Settings
+
+    for number, job in enumerate(jobs([])):
+        settings, values = Settings.compose(job.arguments), compose_values(job.arguments)
+        fingerprint, _ = identity_of(job.stage, settings, values)
+        folder = result_root() / f"result_{number:02}"
+        (folder / "metrics").mkdir(parents=True)
+        status = {"stage": job.stage, "state": "completed", "fingerprint": fingerprint}
+        (folder / "status.json").write_text(json.dumps(status))
+    (folder / "metrics" / "summary.md").write_text("the table\n")
+    code = (
+        "import sys; from src.exp import run_all; sys.argv = ['run_all', *sys.argv[1:]]; todo = run_all.jobs(sys.argv[1:]);"
+        "print(run_all._all_done(todo, sys.argv[1:]));"
+        "print([m for m in ('torch', 'transformers', 'pandas', 'sklearn') if m in sys.modules])"
+    )
+
+    def asked(*overrides: str) -> list[str]:
+        command = [sys.executable, "-c", code, *overrides]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+
+    assert asked() == [f"All {number + 1} stages are done already.", "the table", "", "[]"]
+    assert asked("skip_if_done=false") == ["None", "[]"]
+    assert asked("dry_run=true") == ["None", "[]"]
+    assert asked("distill.lam=0") == ["None", "[]"]
+
+
 def test_an_unusable_gpu_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from src.core.artifacts import load_manifest
 from src.core.data_utils import _open
-from src.core.datasets.prepare import reader
 from src.core.datasets.raw_log import RawLog, RawSplits
+from src.core.datasets.readers import reader
 from src.core.errors import UserError
 from src.core.teacher_store import TeacherStore
 from tests.robustness.conftest import Artifacts, reseal
