@@ -58,8 +58,8 @@ def test_progress_counts_samples_and_says_what_is_left(demo_data, tmp_path, capl
         fill_store(compose_teacher(*KNN), demo_data, tmp_path / "fp", None)
     told = [r.getMessage() for r in caplog.records if r.name == "progress"]
     n = len(demo_data.splits["train"])
-    # the second shard of 100 ends at 20 s: 10 samples/s
-    assert told[0] == f"export train: 200/{n} sample, 10.0/s, {(n - 200) / 10:.0f} s left"
+    # the sixth shard of 100 ends at 60 s: 10 samples/s
+    assert told[0] == f"export train: 600/{n} sample, 10.0/s, {(n - 600) / 10:.0f} s left"
 
 
 def test_an_interrupted_export_goes_on_to_the_same_bytes(trained, demo_data, tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ SMALL_DEMO = (
 def launch(root: Path, processes: int, *overrides: str) -> TeacherStore:
     """`run_teacher` in a launch of its own, below `root`; the one store that is there after it."""
     env = {**os.environ, "ANYO_DATA_ROOT": str(root / "data"), "ANYO_RESULT_ROOT": str(root / "result")}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ANYO_VERBOSE": "1"}
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launcher += ["--main_process_port", "0"]

@@ -65,13 +65,15 @@ class _Source:
 
 _ROLES = ("user", "item", "rating", "timestamp")
 _RATINGS: dict[str, type] = {"userId": int, "movieId": int, "rating": float, "timestamp": int}
+_PLAIN = ("user", "item", "rating", "time")  # what messages call the columns of a file without a header
 _ITEMS: dict[str, type] = {"movieId": int, "title": str}
 
 
 def _movielens(
     log: str, items: str, log_form: Form, items_form: Form, clean: Callable[[str], str] = clean_title
 ) -> _Source:
-    return _Source(log, items, _RATINGS, _ROLES, _ITEMS, log_form, items_form, clean)
+    named = _RATINGS if log_form.header else dict(zip(_PLAIN, _RATINGS.values(), strict=True))
+    return _Source(log, items, named, _ROLES, _ITEMS, log_form, items_form, clean)
 
 
 _DAT = ("ratings.dat", "movies.dat", Form("::"))
