@@ -37,7 +37,7 @@ def main() -> int:
     for number, (title, stage, arguments, rival) in enumerate(todo, 1):
         if rival and not words:
             continue
-        sys.stderr.write(f"== {number}/{len(todo)} {title}\n")
+        sys.stderr.write(f"{number}/{len(todo)} {title}: ")  # the stage's first line goes on behind it
         # Hydra takes the last value of a key: the user's own skip_if_done wins.
         code = launch(stage, ["skip_if_done=true", *arguments], "bash cmd/run_all.sh")
         if code == 2 and rival:

@@ -38,6 +38,7 @@ from src.student.objective import BaselineObjective, Objective
 # (epoch, objective, [n] mean losses of the last epoch's samples, in the selection's order; None before
 # the first epoch) -> the samples of this epoch, or None to go on with the last ones.
 Refresh = Callable[[int, Objective, np.ndarray | None], Selection | None]
+_LINE_EVERY = 50  # epochs between two lines of the terminal
 log = get_logger(__name__)
 
 
@@ -252,8 +253,7 @@ def _restore(
 
 def _report(done: FitState, config: StudentConfig, metric: str, run: Run | None) -> None:
     entry = done.history[-1]
-    # Epochs 1, 10, 100 and the last have a line; TensorBoard has all.
-    reported = done.finished or str(done.epoch).rstrip("0") == "1"
+    reported = done.finished or done.epoch == 1 or done.epoch % _LINE_EVERY == 0  # TensorBoard has all
     log.log(
         logging.INFO if reported else logging.DEBUG,
         "epoch %d/%d: loss %.4f, valid %s %.4f (best %.4f at %d), %.0f samples/s",
