@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every stage: teacher, its rival (tfidf) and control (knn); baseline, distillation and distillation from the
-# rival for three seeds; comparison. Finished stages are skipped; pass skip_if_done=false to start over.
-# Arguments are Hydra overrides for all stages (e.g. bash cmd/run_all.sh dataset=movielens).
+# rival; comparison. Finished stages are skipped; pass skip_if_done=false to start over.
+# Arguments are Hydra overrides for all stages (dataset=movielens compare.seeds=[1,2,3]).
 set -euo pipefail
 
 # shellcheck source=cmd/_env.sh

@@ -1,8 +1,8 @@
-"""All stages in one process, for three seeds: teacher, its rivals, baseline, distillation from the teacher and from
-words alone, comparison.
+"""All stages in one process: teacher, its rivals, baseline, distillation from the teacher and from words alone,
+comparison.
 
-`python -m src.exp.run_all [overrides]`; finished stages are skipped, unless skip_if_done=false says otherwise. The
-seeds are `seed` and the next two, or those of `compare.seeds`; teachers have a seed of their own.
+`python -m src.exp.run_all [overrides]`; finished stages are skipped, unless skip_if_done=false says otherwise.
+Students have `seed`, or all seeds of `compare.seeds`; teachers have a seed of their own.
 """
 
 from __future__ import annotations
@@ -69,16 +69,14 @@ def jobs(mine: Sequence[str]) -> list[Job]:
 
 
 def _seeds(mine: Sequence[str]) -> tuple[int, ...] | None:
-    """Of the students; None where the arguments are no plain overrides (a sweep, an option, a mistake)."""
+    """Several of the students; None: the one that the arguments say (or they are a sweep, or wrong)."""
     from src.core.errors import UserError
     from src.exp.settings import Settings
 
     try:
-        settings = Settings.compose(mine)
+        return Settings.compose(mine).compare.seeds
     except UserError:
         return None
-    seed = settings.seed
-    return settings.compare.seeds or (seed, seed + 1, seed + 2)
 
 
 def _all_done(todo: Sequence[Job], mine: Sequence[str]) -> str | None:
