@@ -110,14 +110,10 @@ def fit(
     path, metric = folder / "checkpoint.pt", eval_config.select_metric
     optimizer, ema = make_optimizer(objective, config), Ema(objective, config.ema)
     valid = Samples(data, Selection(data.splits["valid"]), device)
-    done, best, losses = FitState(), None, None
-    selection = selection or Selection(data.splits["train"])
-    if (state := load_checkpoint(path, fingerprint)) is not None:
-        done, best, losses, selection = _restore(state, objective, optimizer, ema, path)
-        if run is not None:
-            for entry in done.history:
-                _show(entry, run)
-    samples = _arranged(config, data, selection, device)
+    done, best, losses, kept = _start(path, fingerprint, objective, optimizer, ema)
+    for entry in done.history:
+        _show(entry, run)
+    samples = _arranged(config, data, kept or selection or Selection(data.splits["train"]), device)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     watch = Stopwatch(done.seconds)
 
@@ -231,9 +227,12 @@ def _state(
     }
 
 
-def _restore(
-    state: dict[str, Any], objective: Objective, optimizer: torch.optim.Optimizer, ema: Ema, path: Path
-) -> tuple[FitState, dict[str, Tensor], np.ndarray, Selection]:
+def _start(
+    path: Path, fingerprint: str, objective: Objective, optimizer: torch.optim.Optimizer, ema: Ema
+) -> tuple[FitState, dict[str, Tensor] | None, np.ndarray | None, Selection | None]:
+    """Where the checkpoint left off (best weights, losses and samples of the last epoch), or the beginning."""
+    if (state := load_checkpoint(path, fingerprint)) is None:
+        return FitState(), None, None, None
     try:
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
@@ -266,13 +265,13 @@ def _report(done: FitState, config: StudentConfig, metric: str, run: Run | None)
         done.best_epoch,
         entry["samples_per_s"],
     )
-    if run is not None:
-        _show(entry, run)
+    _show(entry, run)
 
 
-def _show(entry: Mapping[str, float], run: Run) -> None:
+def _show(entry: Mapping[str, float], run: Run | None) -> None:
+    """The epoch's curves; of a resumed training also those before."""
     for name, value in entry.items():
-        if name != "epoch":
+        if run is not None and name != "epoch":
             run.scalar(name if "/" in name else f"train/{name}", value, int(entry["epoch"]))
 
 
