@@ -5,5 +5,6 @@ set -euo pipefail
 
 # shellcheck source=cmd/_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+[[ -z ${PARTS-} ]] || die "found PARTS, expected vars.NAME=VALUE of conf/table/study.yaml"
 exec "${ANYO_PYTHON_BIN}" -m src.exp.run_table conf/table/study.yaml "vars.seeds=[${SEEDS:-1,2,3}]" \
   "vars.students=[${STUDENTS:-sasrec,gru4rec,caser}]" "$@"

@@ -156,7 +156,7 @@ def test_a_teacher_override_acts_on_the_rows_whose_teacher_has_the_key(roots):
         make_plan([replace(r, common=("seed=3",)) for r in rows(("seed=1",), ("seed=2",))])
 
 
-def test_the_tables_of_study_and_tuning(roots):
+def test_the_tables_of_study_selection_and_tuning(roots):
     variables = ("vars.seeds=[1,2]", "vars.students=[sasrec,caser]")
     study = read_table(CONF / "table" / "study.yaml", (*SMALL, "teacher.train.samples=100"), variables)
     wanted = Counter(n.job.stage for n in make_plan(study.rows).nodes.values())
@@ -171,6 +171,9 @@ def test_the_tables_of_study_and_tuning(roots):
         "distill": 4 * (1 + 3 + 2 + 2),
         "eval_all": 2,
     }
+    selection = make_plan(read_table(CONF / "table" / "selection.yaml", ("dataset=demo_study",)).rows)
+    wanted = Counter(n.job.stage for n in selection.nodes.values())
+    assert (wanted["teacher"], wanted["encoder"], wanted["student_baseline"]) == (4 * 4 * 3, 3, 3)
     tuning = CONF / "table" / "tuning.yaml"
     assert Counter(r.stage for r in read_table(tuning).rows) == {"student_baseline": 8, "distill": 8}
     with pytest.raises(ConfigError, match="equal_trials: found .*'student_baseline': 8, 'distill': 4"):

@@ -68,6 +68,9 @@ def test_study_and_tuning_are_tables(project, name, variables):
     own = ["dataset=demo_study", "vars.lam=[1, 2]"]
     assert project.run(f"cmd/run_{name}.sh", *own, SEEDS="4").returncode == 0
     assert stages(project) == [("run_table", [f"conf/table/{name}.yaml", *variables, *own])]
+    for variable in ("PARTS",) if name == "study" else ("BASELINE_GRID", "DISTILL_GRID"):
+        refused = project.run(f"cmd/run_{name}.sh", **{variable: "controls"})
+        assert refused.returncode != 0 and f"found {variable}, expected vars.NAME=VALUE" in refused.stderr
 
 
 def test_a_failed_set_up_runs_nothing(project):

@@ -118,14 +118,11 @@ def command(job: Job, config: EngineConfig) -> list[str]:
     """The command line of a job."""
     python = [sys.executable]
     if job.stage in ("training", "teacher") and (n := config.processes_per_teacher) > 1:
-        launch = [
-            "accelerate.commands.launch",
-            "--multi_gpu",
-        ]  # without it a machine without GPUs gets one process
-        python += ["-m", *launch, "--num_processes", str(n), "--main_process_port", "0"]
-    if (
-        job.stage in PARTS
-    ):  # which look for their artifacts themselves; their runs do not say what is still there
+        # Without --multi_gpu a machine without GPUs gets one process.
+        python += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n)]
+        python += ["--main_process_port", "0"]
+    # Parts look for their artifacts themselves; their runs do not say what is still there.
+    if job.stage in PARTS:
         return [*python, "-m", "src.exp.run_part", job.stage, *job.overrides]
     return [*python, "-m", f"src.exp.run_{job.stage}", *job.overrides, "skip_if_done=true"]
 
