@@ -79,7 +79,7 @@ def test_page_and_plots_on_demand(small, tmp_path, capsys):
 def test_prepared_once_and_byte_for_byte_again(small, roots, monkeypatch):
     load_dataset(small)
     first = {p.name: p.read_bytes() for p in folder_of(small).glob("*") if p.is_file()}
-    monkeypatch.setattr("src.core.data_utils.prepare", lambda *a: pytest.fail("prepared twice"))
+    monkeypatch.setattr("src.core.datasets.prepare.prepare", lambda *a: pytest.fail("prepared twice"))
     load_dataset(small)
     monkeypatch.undo()
     monkeypatch.setenv("ANYO_DATA_ROOT", str(roots / "elsewhere"))

@@ -65,7 +65,7 @@ def test_plan_of_every_stage(stage: Stage, name: str) -> None:
         assert "M parameters, about" in ended.err
         assert "no GPU" in ended.err or "GiB free;" in ended.err
         assert re.search(
-            r"time: about encoder, at most .* LLM .*, export of 373 samples by hidden", ended.err
+            r"time: about encoder, at most .* LLM .*, export of 370 samples by hidden", ended.err
         )
     if name == "run_student_baseline":
         assert re.search(r"time: at most [\d.]+ m?i?n?s? ?of training, 2 epochs of", ended.err)
@@ -153,7 +153,7 @@ def test_sizes_and_memory_by_hand(tmp_path: Path) -> None:
 def test_a_plan_for_a_named_device_and_an_unprepared_dataset(stage: Stage) -> None:
     """The raw files are counted, not guessed, and stay unprepared."""
     ended = stage("run_teacher", *TINY, *TINY_TEACHER, "dry_run=true", "plan.device=h100")
-    assert ended.code == 0 and "298 training samples and 39 items (counted in the raw files)" in ended.err
+    assert ended.code == 0 and "296 training samples and 39 items (counted in the raw files)" in ended.err
     assert "h100 at 40% of its peak" in ended.err and "h100: 80 GiB" in ended.err
     assert not data_root().exists()
 
